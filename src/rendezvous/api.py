@@ -1,0 +1,305 @@
+"""The interface: handlers, what they return, what they take, and what they raise.
+
+Names, signatures and meanings are those of ``torch.distributed.elastic.rendezvous.api``.
+"""
+
+from __future__ import annotations
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rendezvous.utils import get_free_port
+
+if TYPE_CHECKING:
+    from rendezvous.store import Store
+
+__all__ = [
+    "RendezvousClosedError",
+    "RendezvousConnectionError",
+    "RendezvousError",
+    "RendezvousGracefulExitError",
+    "RendezvousHandler",
+    "RendezvousHandlerCreator",
+    "RendezvousHandlerRegistry",
+    "RendezvousInfo",
+    "RendezvousParameters",
+    "RendezvousStateError",
+    "RendezvousStoreInfo",
+    "RendezvousTimeoutError",
+    "rendezvous_handler_registry",
+]
+
+
+class RendezvousError(Exception):
+    """The base of all errors of a rendezvous."""
+
+
+class RendezvousClosedError(RendezvousError):
+    """The rendezvous is closed: no round will form any more."""
+
+
+class RendezvousTimeoutError(RendezvousError):
+    """The rendezvous did not complete in time."""
+
+
+class RendezvousConnectionError(RendezvousError):
+    """The store that holds the rendezvous cannot be reached."""
+
+
+class RendezvousStateError(RendezvousError):
+    """The state of the rendezvous is damaged, or was not written by this kind of node."""
+
+
+class RendezvousGracefulExitError(RendezvousError):
+    """The rendezvous closed while this node stood by; it was not needed, and nothing failed."""
+
+
+@dataclass
+class RendezvousStoreInfo:
+    """Where the workers of a round meet: the address and port of rank 0's store."""
+
+    MASTER_ADDR_KEY: ClassVar[str] = "MASTER_ADDR"
+    MASTER_PORT_KEY: ClassVar[str] = "MASTER_PORT"
+    master_addr: str
+    master_port: int
+
+    @staticmethod
+    def build(
+        rank: int, store: Store, local_addr: str | None, server_port: int | None = None
+    ) -> RendezvousStoreInfo:
+        """Publish the address from rank 0 and read it on every rank.
+
+        Args:
+            rank: the rank of this node.
+            store: the store of the round.
+            local_addr: the address of this node; its fully qualified host name unless given.
+            server_port: the port of the store that rank 0 shares; a free one unless given.
+
+        Raises:
+            LookupError: rank 0 did not publish its address within the time-out of ``store``.
+        """
+        if rank == 0:
+            addr = local_addr or socket.getfqdn()
+            port = server_port or get_free_port()
+            store.set(RendezvousStoreInfo.MASTER_ADDR_KEY, addr.encode())
+            store.set(RendezvousStoreInfo.MASTER_PORT_KEY, str(port).encode())
+            return RendezvousStoreInfo(addr, port)
+        return RendezvousStoreInfo(
+            store.get(RendezvousStoreInfo.MASTER_ADDR_KEY).decode(),
+            int(store.get(RendezvousStoreInfo.MASTER_PORT_KEY).decode()),
+        )
+
+
+class RendezvousInfo:
+    """The outcome of a round for one node."""
+
+    def __init__(
+        self, store: Store, rank: int, world_size: int, bootstrap_store_info: RendezvousStoreInfo | None
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._world_size = world_size
+        self._bootstrap_store_info = bootstrap_store_info
+
+    @property
+    def store(self) -> Store:
+        """The key-value store of the round."""
+        return self._store
+
+    @property
+    def rank(self) -> int:
+        """The rank of this node, from 0 to ``world_size`` - 1."""
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of nodes in the round."""
+        return self._world_size
+
+    @property
+    def bootstrap_store_info(self) -> RendezvousStoreInfo | None:
+        """Where the workers of the round meet."""
+        return self._bootstrap_store_info
+
+
+class RendezvousHandler(ABC):
+    """Takes one node through the rounds of a rendezvous."""
+
+    @abstractmethod
+    def get_backend(self) -> str:
+        """Return the name of the backend."""
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether the address that :meth:`next_rendezvous` returns is that of a store that already runs."""
+        return False
+
+    @abstractmethod
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Leave the round this node is in, if any, and wait until it is part of a complete one.
+
+        Raises:
+            RendezvousClosedError: the rendezvous is closed.
+            RendezvousConnectionError: the store cannot be reached.
+            RendezvousStateError: the state is damaged or foreign.
+            RendezvousTimeoutError: no round was complete in time.
+        """
+
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """Return whether the rendezvous is known to be closed. Closing spreads in time: do not synchronise on it."""
+
+    @abstractmethod
+    def set_closed(self) -> None:
+        """Close the rendezvous for all nodes, for good."""
+
+    @abstractmethod
+    def num_nodes_waiting(self) -> int:
+        """Return how many nodes wait for the next round; a caller that sees any re-joins to take them in."""
+
+    @abstractmethod
+    def get_run_id(self) -> str:
+        """Return the run id: the name of the job, the same on all its nodes."""
+
+    @abstractmethod
+    def shutdown(self) -> bool:
+        """Close the rendezvous and free what the handler holds; False where that failed."""
+
+
+class RendezvousParameters:
+    """What a handler is made from.
+
+    Args:
+        backend: the name of the backend.
+        endpoint: ``host[:port]``, several separated by commas.
+        run_id: the name of the job.
+        min_nodes: the least number of nodes of a round, from 1.
+        max_nodes: the greatest number of nodes of a round, from ``min_nodes``.
+        local_addr: the address of this node; its fully qualified host name unless given.
+        **kwargs: the backend's configuration (DESIGN, section 6, lists the keys).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        endpoint: str,
+        run_id: str,
+        min_nodes: int,
+        max_nodes: int,
+        local_addr: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not backend:
+            raise ValueError("The name of the rendezvous backend must not be empty.")
+        check_nodes(min_nodes, max_nodes)
+        self.backend = backend
+        self.endpoint = endpoint
+        self.run_id = run_id
+        self.min_nodes = min_nodes
+        self.max_nodes = max_nodes
+        self.config = kwargs
+        self.local_addr = local_addr
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the configuration value of ``key``, or ``default`` where there is none."""
+        return self.config.get(key, default)
+
+    def get_as_bool(self, key: str, default: bool | None = None) -> bool | None:
+        """Return the value of ``key`` as a truth value: 1/0, true/false, t/f, yes/no, y/n, in any letter case.
+
+        Raises:
+            ValueError: the value is none of these.
+        """
+        value = self.get(key, default)
+        if value is None or isinstance(value, bool):
+            return value
+        text = str(value).lower() if isinstance(value, (int, str)) else ""
+        if text in ("1", "true", "t", "yes", "y"):
+            return True
+        if text in ("0", "false", "f", "no", "n"):
+            return False
+        raise ValueError(
+            f"The rendezvous configuration option '{key}' must be a truth value such as true or false, not '{value}'."
+        )
+
+    def get_as_int(self, key: str, default: int | None = None) -> int | None:
+        """Return the value of ``key`` as an integer.
+
+        Raises:
+            ValueError: the value is not an integer.
+        """
+        value = self.get(key, default)
+        if value is None:
+            return value
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"The rendezvous configuration option '{key}' must be an integer, not '{value}'."
+            ) from None
+
+
+def check_nodes(min_nodes: int, max_nodes: int) -> None:
+    """Raise ValueError unless ``1 <= min_nodes <= max_nodes``."""
+    if min_nodes < 1:
+        raise ValueError(f"The minimum number of nodes must be at least 1, not {min_nodes}.")
+    if max_nodes < min_nodes:
+        raise ValueError(
+            f"The maximum number of nodes ({max_nodes}) must not be less than the minimum ({min_nodes})."
+        )
+
+
+RendezvousHandlerCreator = Callable[[RendezvousParameters], RendezvousHandler]
+
+
+class RendezvousHandlerRegistry:
+    """Backend names and what makes their handlers."""
+
+    def __init__(self) -> None:
+        self._registry: dict[str, RendezvousHandlerCreator] = {}
+
+    def register(self, backend: str, creator: RendezvousHandlerCreator) -> None:
+        """Have ``creator`` make the handlers of ``backend``.
+
+        Raises:
+            ValueError: the name is empty, or another creator has it.
+        """
+        if not backend:
+            raise ValueError("The name of the rendezvous backend must not be empty.")
+        known = self._registry.setdefault(backend, creator)
+        if known != creator:
+            raise ValueError(
+                f"The rendezvous backend '{backend}' cannot be registered with '{creator}': it is already "
+                f"registered with '{known}'."
+            )
+
+    def create_handler(self, params: RendezvousParameters) -> RendezvousHandler:
+        """Make the handler that ``params.backend`` names.
+
+        Raises:
+            ValueError: no such backend is registered.
+            RuntimeError: the handler says that it is of another backend.
+        """
+        creator = self._registry.get(params.backend)
+        if creator is None:
+            raise ValueError(
+                f"The rendezvous backend '{params.backend}' is not registered; registered are: "
+                f"{', '.join(sorted(self._registry)) or 'none'}."
+            )
+        handler = creator(params)
+        if handler.get_backend() != params.backend:
+            raise RuntimeError(
+                f"The handler made for the rendezvous backend '{params.backend}' is of backend "
+                f"'{handler.get_backend()}'."
+            )
+        return handler
+
+
+rendezvous_handler_registry = RendezvousHandlerRegistry()
+"""The registry that launchers use."""

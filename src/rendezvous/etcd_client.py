@@ -1,0 +1,172 @@
+"""Connections to etcd's v2 API: python-etcd clients, one an endpoint, and which of their errors mean what."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from rendezvous.api import RendezvousConnectionError
+from rendezvous.utils import format_endpoint
+
+try:
+    import etcd
+except ModuleNotFoundError as error:
+    if error.name != "etcd":
+        raise
+    etcd = None
+
+__all__ = ["EtcdClient", "etcd_module", "key_path", "translate_errors"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+def etcd_module() -> Any:
+    """Return the module ``etcd`` of python-etcd.
+
+    Raises:
+        ImportError: python-etcd is not installed.
+    """
+    if etcd is None:
+        raise ImportError(
+            "The etcd v2 rendezvous needs the package python-etcd: install it with 'pip install python-etcd'."
+        )
+    return etcd
+
+
+def key_path(key: str) -> str:
+    """Return ``key`` as python-etcd takes it: it puts keys into a URL as they are, so they must be quoted.
+
+    Raises:
+        ValueError: a part of the key is empty, ``.`` or ``..``, which etcd would resolve to another key.
+    """
+    if any(part in ("", ".", "..") for part in key.strip("/").split("/")):
+        raise ValueError(f"The etcd key '{key}' must not have empty parts nor '.' or '..' for a part.")
+    return "/" + quote(key.strip("/"))
+
+
+def translate_errors(what: str, call: Callable[[], _T]) -> _T:
+    """Return ``call()``; turn its failure to reach etcd into RendezvousConnectionError.
+
+    Errors that are an answer of etcd's about the key (not found, exists, compare failed) pass through.
+    """
+    import urllib3.exceptions
+
+    etcd = etcd_module()
+    try:
+        return call()
+    except (etcd.EtcdKeyError, etcd.EtcdValueError, etcd.EtcdEventIndexCleared, etcd.EtcdWatchTimedOut):
+        raise
+    except etcd.EtcdInsufficientPermissions as exc:
+        raise RendezvousConnectionError(
+            f"{what}: etcd refused the user; check the username, its password and its roles ({exc})"
+        ) from exc
+    except (etcd.EtcdException, urllib3.exceptions.HTTPError) as exc:
+        raise RendezvousConnectionError(f"{what}: {exc}") from exc
+
+
+class EtcdClient:
+    """One etcd cluster: the first ``etcd.Client`` that answers serves, and the next takes over when it fails.
+
+    It has the methods of ``etcd.Client`` that this project uses. A request that may have been applied is sent
+    again only where that changes nothing: a failed compare-and-swap is raised, for its caller to look what became
+    of it.
+
+    Args:
+        endpoints: hosts and ports.
+        discover: also use the endpoints that the cluster's members advertise.
+        **options: passed to each ``etcd.Client``: protocol, cert, ca_cert, username, password, read_timeout.
+
+    Raises:
+        RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
+    """
+
+    def __init__(self, endpoints: Sequence[tuple[str, int]], discover: bool = True, **options: Any) -> None:
+        self._etcd = etcd_module()
+        self._options = options
+        self._lock = threading.Lock()
+        self._current = 0
+        self._clients = [self._client(host, port) for host, port in endpoints]
+        members = self._members()
+        if discover:
+            known = set(endpoints)
+            for url in map(urlsplit, members):
+                if url.hostname and url.port and (url.hostname, url.port) not in known:
+                    self._clients.append(self._client(url.hostname, url.port))
+
+    def _client(self, host: str, port: int) -> Any:
+        return self._etcd.Client(host=f"[{host}]" if ":" in host else host, port=port, **self._options)
+
+    def _members(self) -> list[str]:
+        """Ask the first endpoint that answers for the client URLs of the cluster's members."""
+        names = ", ".join(client.base_uri for client in self._clients)
+        try:
+            members: list[str] = translate_errors(
+                f"no etcd answers at {names}", lambda: self._call(lambda client: client.machines)
+            )
+        except self._etcd.EtcdKeyNotFound:
+            raise RendezvousConnectionError(
+                f"etcd answers at {self._clients[self._current].base_uri}, but does not serve the v2 API: etcd 3.6 "
+                f"removed it, 3.4 and 3.5 need --enable-v2; on a current etcd choose the backend etcd-v3"
+            ) from None
+        return members
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint in use, ``host:port``."""
+        url = urlsplit(self._clients[self._current].base_uri)
+        return format_endpoint(url.hostname or "", url.port or 0)
+
+    def _call(self, request: Callable[[Any], Any], repeatable: bool = True) -> Any:
+        """Send ``request`` by the client in use, and by the others in turn while they cannot be reached."""
+        turn = len(self._clients)
+        while True:
+            current = self._current
+            client = self._clients[current]
+            try:
+                return request(client)
+            except self._etcd.EtcdWatchTimedOut:
+                raise
+            except self._etcd.EtcdException as exc:
+                if not self._unreachable(exc):
+                    raise
+                turn -= 1
+                with self._lock:
+                    if self._current == current:
+                        self._current = (current + 1) % len(self._clients)
+                if turn == 0 or not (repeatable or _never_sent(exc)):
+                    raise
+                logger.info("etcd at %s does not answer (%s); trying the next endpoint", client.base_uri, exc)
+
+    def _unreachable(self, exc: Exception) -> bool:
+        # The list of machines is asked for outside python-etcd's own sorting of errors: a bare EtcdException.
+        return isinstance(exc, self._etcd.EtcdConnectionFailed) or type(exc) is self._etcd.EtcdException
+
+    def read(self, key: str, **options: Any) -> Any:
+        """See ``etcd.Client.read``."""
+        return self._call(lambda client: client.read(key, **options))
+
+    def watch(self, key: str, index: int | None = None, timeout: float | None = None) -> Any:
+        """See ``etcd.Client.watch``."""
+        return self._call(lambda client: client.watch(key, index=index, timeout=timeout))
+
+    def write(self, key: str, value: str, ttl: int | None = None, **conditions: Any) -> Any:
+        """See ``etcd.Client.write``."""
+        return self._call(lambda client: client.write(key, value, ttl, **conditions), repeatable=not conditions)
+
+    def delete(self, key: str) -> Any:
+        """See ``etcd.Client.delete``."""
+        return self._call(lambda client: client.delete(key))
+
+
+def _never_sent(exc: Any) -> bool:
+    """Return whether the connection was not even made, so that etcd cannot have seen the request."""
+    import urllib3.exceptions
+
+    cause = getattr(exc, "cause", None)
+    reason = getattr(cause, "reason", cause)
+    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))

@@ -1,0 +1,176 @@
+"""The state blob on etcd's v2 API, and how a configuration reaches it."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from typing import Any
+
+from rendezvous import config
+from rendezvous.api import RendezvousConnectionError, RendezvousParameters, RendezvousStateError
+from rendezvous.backend import RendezvousBackend, Token
+from rendezvous.etcd_client import EtcdClient, etcd_module, key_path, translate_errors
+from rendezvous.etcd_store import EtcdStore
+from rendezvous.utils import parse_rendezvous_endpoints
+
+__all__ = ["EtcdRendezvousBackend", "create_backend"]
+
+_DEFAULT_TTL = 7200
+_KEY_PREFIX = "/torch/elastic/rendezvous"
+_STORE_PREFIX = "/torch/elastic/store"
+_DEFAULT_PORT = 2379
+
+_BACKEND_KEYS = (
+    "protocol",
+    "ssl_cert",
+    "ssl_cert_key",
+    "ca_cert",
+    "username",
+    "password",
+    "password_file",
+    "read_timeout",
+)
+
+
+class EtcdRendezvousBackend(RendezvousBackend):
+    """Keeps the state under one key of etcd's v2 API, in base64, as torch's backend of the same name does.
+
+    The fencing token is the key's modified index. The backend knows nothing of what the state means: it also
+    works beneath torch's own ``DynamicRendezvousHandler``.
+
+    Args:
+        client: an :class:`~rendezvous.etcd_client.EtcdClient`, or an ``etcd.Client`` of python-etcd.
+        run_id: the name of the job.
+        key_prefix: the directory of the key.
+        ttl: after how many seconds without a write etcd deletes the state; two hours unless given.
+
+    Raises:
+        ImportError: python-etcd is not installed.
+        ValueError: the run id is empty, or holds a part that etcd would resolve to another key (``..``).
+    """
+
+    def __init__(
+        self, client: Any, run_id: str, key_prefix: str | None = None, ttl: int | None = None
+    ) -> None:
+        if not run_id:
+            raise ValueError("The run id must not be empty.")
+        self._etcd = etcd_module()
+        self._client = client
+        self._key = f"{key_prefix}/{run_id}" if key_prefix else run_id
+        self._path = key_path(self._key)
+        self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
+
+    @property
+    def name(self) -> str:
+        """See :attr:`RendezvousBackend.name`."""
+        return "etcd-v2"
+
+    def get_state(self) -> tuple[bytes, Token] | None:
+        """See :meth:`RendezvousBackend.get_state`."""
+        try:
+            result = self._request("read", lambda: self._client.read(self._path))
+        except self._etcd.EtcdKeyNotFound:
+            return None
+        return self._decode(result)
+
+    def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
+        """See :meth:`RendezvousBackend.set_state`."""
+        condition: dict[str, Any] = {"prevExist": False}
+        if token:
+            try:
+                condition = {"prevIndex": int(token)}
+            except (TypeError, ValueError):
+                return self._get_unset()
+        value = b64encode(state).decode()
+        try:
+            result = self._request(
+                "write", lambda: self._client.write(self._path, value, self._ttl, **condition)
+            )
+        except (self._etcd.EtcdAlreadyExist, self._etcd.EtcdCompareFailed, self._etcd.EtcdKeyNotFound):
+            return self._get_unset()
+        return state, result.modifiedIndex, True
+
+    def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
+        """See :meth:`RendezvousBackend.watch`. Returns the oldest change since ``token``."""
+        try:
+            result = self._request(
+                "watch", lambda: self._client.watch(self._path, index=int(token) + 1, timeout=timeout)
+            )
+        except (self._etcd.EtcdWatchTimedOut, self._etcd.EtcdEventIndexCleared):
+            return None
+        return self._decode(result) if result.value is not None else None
+
+    def _get_unset(self) -> tuple[bytes, Token, bool] | None:
+        current = self.get_state()
+        return None if current is None else (*current, False)
+
+    def _request(self, verb: str, call: Any) -> Any:
+        try:
+            return translate_errors(f"cannot {verb} the rendezvous state '{self._key}' in etcd", call)
+        except (self._etcd.EtcdNotFile, self._etcd.EtcdNotDir) as exc:
+            raise RendezvousStateError(
+                f"the etcd key '{self._key}' is a directory or lies below another key: some job's run id begins "
+                f"with this one's and a slash, or the other way round; choose another run id ({exc})"
+            ) from exc
+
+    def _decode(self, result: Any) -> tuple[bytes, Token]:
+        if result.dir or result.value is None:
+            raise RendezvousStateError(
+                f"the etcd key '{self._key}' is a directory: another job's run id begins with this one's and a "
+                f"slash; choose another run id"
+            )
+        try:
+            return b64decode(result.value, validate=True), result.modifiedIndex
+        except (binascii.Error, ValueError):
+            raise RendezvousStateError(
+                f"the etcd key '{self._key}' does not hold base64: something else wrote it"
+            ) from None
+
+
+def _create_client(params: RendezvousParameters) -> EtcdClient:
+    endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
+    protocol = config.one_of(params, "protocol", ("http", "https"))
+    read_timeout = config.positive_int(params, "read_timeout", 60)
+    certificate: str | tuple[str, str] | None = config.existing_file(params, "ssl_cert")
+    key = config.existing_file(params, "ssl_cert_key")
+    if certificate and key:
+        certificate = (str(certificate), key)
+    username = config.text(params, "username")
+    password = config.password(params) or config.text(params, "password")
+    if username and not password:
+        raise ValueError(
+            "The rendezvous configuration option 'username' needs a password: name a file that holds it with "
+            f"'password_file', or set the environment variable {config.PASSWORD_VARIABLE}."
+        )
+    return EtcdClient(
+        endpoints,
+        protocol=protocol,
+        read_timeout=read_timeout,
+        cert=certificate,
+        ca_cert=config.existing_file(params, "ca_cert"),
+        username=username,
+        password=password if username else None,
+    )
+
+
+def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    """Connect to etcd and return the backend and the store of a job.
+
+    Configuration: ``read_timeout`` (seconds, 60), ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``,
+    ``ca_cert`` (paths), ``username``, and ``password_file`` or the environment variable
+    ``RENDEZVOUS_ETCD_PASSWORD``.
+
+    Raises:
+        ImportError: python-etcd is not installed.
+        RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
+        ValueError: a value is malformed or out of range.
+    """
+    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *_BACKEND_KEYS))
+    if not params.run_id:
+        raise ValueError("The run id must not be empty.")
+    key_path(f"{_KEY_PREFIX}/{params.run_id}")
+    try:
+        client = _create_client(params)
+    except OSError as exc:
+        raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from exc
+    return EtcdRendezvousBackend(client, params.run_id, _KEY_PREFIX), EtcdStore(client, _STORE_PREFIX)

@@ -1,0 +1,163 @@
+"""One node's view of the state that all nodes share through a backend."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rendezvous import rules
+from rendezvous._core import Backoff, Role, State, compare_and_swap
+from rendezvous.api import RendezvousConnectionError, RendezvousStateError
+from rendezvous.backend import RendezvousBackend, Token
+
+__all__ = ["Rule", "SharedState"]
+
+logger = logging.getLogger(__name__)
+
+Rule = Callable[[State, rules.Node, rules.Limits, int, float], rules.Decision]
+
+# All nodes that wait for a round together look at its state at most so often a second: more would slow down those
+# that still join.
+_LOOKS_PER_SECOND = 500
+
+
+class _View(NamedTuple):
+    state: State
+    token: Token | None
+    read_at: float
+
+
+class SharedState:
+    """Applies rules to the shared state, waits for its changes, and remembers it as last seen.
+
+    Args:
+        backend: where the state is.
+        node: this node.
+        limits: what the rules go by.
+        run_id: the name of the job, for errors.
+    """
+
+    def __init__(
+        self, backend: RendezvousBackend, node: rules.Node, limits: rules.Limits, run_id: str
+    ) -> None:
+        self._backend = backend
+        self._node = node
+        self._limits = limits
+        self._run_id = run_id
+        self._view = _View(State(), None, float("-inf"))
+        self._announced: tuple[bytes, Token] | None = None
+        self._rested_at: Token | None = None
+
+    @property
+    def state(self) -> State:
+        """The state as last seen. It is not changed in place: keep it as long as needed."""
+        return self._view.state
+
+    def update(self, rule: Rule, deadline: float) -> tuple[rules.Decision, State]:
+        """Ask ``rule`` what to do and, where that changes the state, change it for all nodes.
+
+        Args:
+            rule: one of the rules.
+            deadline: on the monotonic clock; the rule hears how late it is.
+
+        Returns:
+            What the rule said, and the state as it is then.
+
+        Raises:
+            RendezvousConnectionError: etcd could not be reached until the deadline.
+            RendezvousStateError: the state is damaged or foreign.
+            RendezvousTimeoutError: other nodes won every race until past the deadline.
+        """
+        backoff = Backoff(base=0.02, cap=2.0)
+        while True:
+            try:
+                return self._swap(rule, deadline)
+            except RendezvousConnectionError as exc:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise RendezvousConnectionError(
+                        f"rendezvous '{self._run_id}': etcd could not be reached until the time was up: {exc}"
+                    ) from exc
+                logger.warning("rendezvous '%s': %s; trying again", self._run_id, exc)
+                time.sleep(min(backoff.next(), left))
+            except RendezvousStateError as exc:
+                raise RendezvousStateError(f"rendezvous '{self._run_id}': {exc}") from exc
+
+    def _swap(self, rule: Rule, deadline: float) -> tuple[rules.Decision, State]:
+        state, decision = State(), None
+
+        def change(data: bytes | None) -> bytes | None:
+            nonlocal state, decision
+            now = int(time.time() * 1000)
+            state = self._load(data, now)
+            decision = rule(state, self._node, self._limits, now, time.monotonic() - deadline)
+            if not decision.action.writes:
+                return None
+            rules.apply(decision.action, state, self._node, self._limits, now)
+            return state.encode()
+
+        _, token, changed, attempts = compare_and_swap(
+            self._read, self._backend.set_state, change, Backoff(), deadline + rules.ROLLBACK
+        )
+        self._view = _View(state, token, time.monotonic())
+        assert decision is not None  # change() has run
+        logger.debug(
+            "rendezvous '%s': node %s: %s: %s%s",
+            self._run_id,
+            self._node,
+            decision.action.name,
+            decision.reason,
+            f" ({attempts} attempts)" if changed else "",
+        )
+        return decision, state
+
+    def _read(self) -> tuple[bytes, Token] | None:
+        announced, self._announced = self._announced, None
+        return announced if announced is not None else self._backend.get_state()
+
+    def _load(self, data: bytes | None, now: int) -> State:
+        state = State() if data is None else State.decode(data)
+        for node in rules.expire(state, self._limits, now):
+            logger.info("rendezvous '%s': node %s is silent and was taken out", self._run_id, node)
+        return state
+
+    def wait(self, deadline: float) -> None:
+        """Wait until the state may have changed, or time alone may give this node something to do."""
+        event = rules.next_event(self.state, self._node, self._limits)
+        left = min(event / 1000 - time.time(), deadline - time.monotonic())
+        if left <= 0:
+            return
+        token = self._view.token
+        if token is None or token != self._rested_at:
+            # The state moves: let changes gather before the next look.
+            self._rested_at = token
+            waiting = self.state.count(Role.PARTICIPANT) + self.state.count(Role.WAITING)
+            time.sleep(min(left, waiting / _LOOKS_PER_SECOND * random.uniform(0.5, 1.5)))
+            return
+        try:
+            self._announced = self._backend.watch(token, left)
+        except RendezvousConnectionError as exc:
+            # What update() does next meets the same trouble, and deals with it.
+            logger.debug("rendezvous '%s': %s", self._run_id, exc)
+
+    def peek(self, max_age: float) -> State:
+        """Return the state, not older than ``max_age`` seconds; as last seen where etcd cannot be reached.
+
+        Raises:
+            RendezvousStateError: the state is damaged or foreign.
+        """
+        max_age = max(max_age, len(self.state) / _LOOKS_PER_SECOND)
+        if time.monotonic() - self._view.read_at < max_age:
+            return self.state
+        try:
+            current = self._backend.get_state()
+        except RendezvousConnectionError as exc:
+            logger.warning("rendezvous '%s': %s; going by what was known before", self._run_id, exc)
+            self._view = self._view._replace(read_at=time.monotonic())
+            return self.state
+        data, token = current if current is not None else (None, None)
+        self._view = _View(self._load(data, int(time.time() * 1000)), token, time.monotonic())
+        return self.state

@@ -1,0 +1,103 @@
+"""Endpoints, the natural order of host names, and free ports."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+__all__ = [
+    "format_endpoint",
+    "get_free_port",
+    "natural_key",
+    "parse_rendezvous_endpoint",
+    "parse_rendezvous_endpoints",
+]
+
+_DIGITS = re.compile(rb"([0-9]+)")
+_HOST = re.compile(r"[\w.:%-]+", re.ASCII)
+
+
+def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[str, int]:
+    """Split one endpoint into its host and port.
+
+    Args:
+        endpoint: ``host``, ``host:port``, ``[ipv6]`` or ``[ipv6]:port``; ``None`` or blank means ``localhost``.
+        default_port: the port where the endpoint names none.
+
+    Returns:
+        The host (an IPv6 address without its brackets) and the port.
+
+    Raises:
+        ValueError: the endpoint is not of that form.
+    """
+    text = (endpoint or "").strip()
+    if not text:
+        return "localhost", default_port
+    if "://" in text:
+        raise ValueError(
+            f"The rendezvous endpoint '{text}' starts with a scheme; give host:port only and choose the scheme "
+            f"with the configuration key 'protocol' (http or https)."
+        )
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"The rendezvous endpoint '{text}' must be of the form [ipv6-address]:port.")
+        port = rest[1:] if rest else None
+    elif text.count(":") > 1:
+        raise ValueError(
+            f"The rendezvous endpoint '{text}' holds more than one colon; put an IPv6 address into brackets: "
+            f"[address]:port."
+        )
+    else:
+        host, colon, rest = text.partition(":")
+        port = rest if colon else None
+    if not _HOST.fullmatch(host):
+        raise ValueError(
+            f"The host of the rendezvous endpoint '{text}' must be a host name, an IPv4 address, or an IPv6 "
+            f"address in brackets."
+        )
+    return host, default_port if port is None else _parse_port(port, text)
+
+
+def _parse_port(port: str, endpoint: str) -> int:
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 2**16):
+        raise ValueError(
+            f"The port of the rendezvous endpoint '{endpoint}' must be an integer from 0 to 65535, not '{port}'."
+        )
+    return int(port)
+
+
+def parse_rendezvous_endpoints(endpoints: str | None, default_port: int) -> list[tuple[str, int]]:
+    """Split a comma-separated list of endpoints; each as in :func:`parse_rendezvous_endpoint`.
+
+    Returns:
+        At least one host and port, in the order given, repeated ones once.
+
+    Raises:
+        ValueError: one of them is malformed or empty.
+    """
+    parts = (endpoints or "").split(",")
+    if len(parts) > 1 and not all(part.strip() for part in parts):
+        raise ValueError(f"The list of rendezvous endpoints '{endpoints}' holds an empty one.")
+    return list(dict.fromkeys(parse_rendezvous_endpoint(part, default_port) for part in parts))
+
+
+def format_endpoint(host: str, port: int) -> str:
+    """Join host and port, the reverse of :func:`parse_rendezvous_endpoint`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def natural_key(host: str) -> tuple[bytes | int, ...]:
+    """Sort key that puts ``node-2`` before ``node-10``: text and numbers in turn, text first."""
+    parts: list[bytes | int] = list(_DIGITS.split(host.encode()))
+    parts[1::2] = map(int, parts[1::2])
+    return tuple(parts)
+
+
+def get_free_port(host: str = "") -> int:
+    """Return a TCP port that was free a moment ago on ``host`` (all interfaces unless given)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
