@@ -1,81 +1,135 @@
 """Seconds until a world has formed: our etcd-v2, compiled and pure, beside torch's etcd-v2.
 
-Each contender runs on a fresh etcd of its own. Its nodes are threads in two processes; the clock starts when all of
-them are ready to join, and stops when the last has its rank. Ranks must be 0..n-1 and all worlds of one size, or
-the run counts as failed.
+Each contender runs on a fresh etcd of its own. Its nodes are threads of two processes; the clock starts when all of
+them are ready to join, and stops when the last one has returned from ``next_rendezvous()``, with the address where
+the workers meet. The ranks must be 0..n-1 and all must name the same world size, or the run counts as failed.
 
-What this does not show: a network, and clients that do not share their cores with etcd.
+What this does not show: a network between nodes and etcd, and nodes that do not share two cores with etcd and with
+one another. The ratios are worth more than the seconds.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
-CONTENDERS = ("ours", "ours-pure", "torch")
+from rendezvous.etcd_server import EtcdServer
+
+CONTENDERS = ("compiled", "pure", "torch")
 PROCESSES = 2
 
 
 @dataclass(frozen=True)
 class Job:
+    """One world to form."""
+
     contender: str
-    endpoint: str
     nodes: int
     timeout: int
+    endpoint: str = ""
 
 
-def make_handler(job: Job, index: int):
+def make_handler(job: Job, index: int) -> Any:
     arguments = ("etcd-v2", job.endpoint, "benchmark", job.nodes, job.nodes)
     options = {"local_addr": f"node-{index:05d}", "join_timeout": job.timeout}
-    if job.contender == "torch":
-        from torch.distributed.elastic.rendezvous import RendezvousParameters
-        from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
-        from torch.distributed.elastic.rendezvous.etcd_rendezvous_backend import create_backend
+    if job.contender != "torch":
+        from rendezvous import RendezvousParameters, get_rendezvous_handler
 
-        # The TCPStore that torch shares is not what is measured, and 'node-00000' is no host to start it on.
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        params = RendezvousParameters(*arguments, **options)
-        backend, store = create_backend(params)
-        return create_handler(store, backend, params)
-    from rendezvous import RendezvousParameters, get_rendezvous_handler
+        return get_rendezvous_handler(RendezvousParameters(*arguments, **options))
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
     return get_rendezvous_handler(RendezvousParameters(*arguments, **options))
 
 
-def run_nodes(job: Job, indices: list[int], pipe: Connection) -> None:
-    """Join with some of the nodes, each in a thread of its own; send (end, rank, world size) for each."""
+def run_nodes(job: Job, indices: range, pipe: Connection) -> None:
+    """Join with the nodes ``indices``, a thread each; send what each returned."""
+    # torch would start a TCPStore on each rank 0; 'node-00000' is no host of this machine, and it is not the subject.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     handlers = [make_handler(job, index) for index in indices]
-    # The join, not the store: torch's store lists its whole directory for each get, which is a benchmark of its own.
-    pipe.send("ready")
-    pipe.recv()
-
-    def join(handler) -> None:
-        try:
-            info = handler.next_rendezvous() if job.contender != "torch" else _join_torch(handler)
-            pipe_send((time.monotonic(), *info))
-        except Exception as exc:
-            pipe_send(f"{type(exc).__name__}: {exc}")
-
     lock = threading.Lock()
 
-    def pipe_send(message) -> None:
-        if not isinstance(message, str):
-            end, *rest = message
-            if len(rest) == 1:
-                message = (end, rest[0].rank, rest[0].world_size)
+    def join(handler: Any) -> None:
+        try:
+            info = handler.next_rendezvous()
+            outcome = (time.monotonic(), info.rank, info.world_size)
+        except Exception as exc:
+            outcome = f"{type(exc).__name__}: {exc}"
         with lock:
-            pipe.send(message)
+            pipe.send(outcome)
 
-    threads = [threading.Thread(target=join, args=(handler,), daemon=True) for handler in handlers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    pipe.send("ready")
     pipe.recv()
-    os._exit(0)
+    for handler in handlers:
+        threading.Thread(target=join, args=(handler,), daemon=True).start()
+    pipe.recv()
+    os._exit(0)  # the heartbeats of a world that is over are of no interest
+
+
+def form(job: Job) -> dict[str, Any]:
+    """Form one world on ``job.endpoint``; return the seconds, or why there are none."""
+    context = multiprocessing.get_context("spawn")
+    if job.contender == "pure":
+        os.environ["RENDEZVOUS_NO_EXTENSIONS"] = "1"
+    pipes, processes = [], []
+    try:
+        for process in range(PROCESSES):
+            ours, theirs = context.Pipe()
+            indices = range(process, job.nodes, PROCESSES)
+            child = context.Process(target=run_nodes, args=(job, indices, theirs), daemon=True)
+            child.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(child)
+        for pipe in pipes:
+            pipe.recv()
+        start = time.monotonic()
+        for pipe in pipes:
+            pipe.send("go")
+        return collect(job, pipes, start)
+    finally:
+        os.environ.pop("RENDEZVOUS_NO_EXTENSIONS", None)
+        for child in processes:
+            child.kill()
+            child.join()
+
+
+def collect(job: Job, pipes: list[Connection], start: float) -> dict[str, Any]:
+    outcomes: list[tuple[float, int, int]] = []
+    while len(outcomes) < job.nodes:
+        ready = wait(pipes, max(0.0, start + job.timeout - time.monotonic()))
+        if not ready:
+            return {"failed": f"{len(outcomes)} of {job.nodes} nodes were done after {job.timeout} s"}
+        for pipe in ready:
+            outcome = pipe.recv()
+            if isinstance(outcome, str):
+                return {"failed": outcome}
+            outcomes.append(outcome)
+    if sorted(rank for _, rank, _ in outcomes) != list(range(job.nodes)):
+        return {"failed": "the ranks are not 0..n-1"}
+    if {size for _, _, size in outcomes} != {job.nodes}:
+        return {"failed": "the nodes do not agree on the size of the world"}
+    return {"seconds": max(end for end, _, _ in outcomes) - start}
+
+
+def measure(nodes: list[int], contenders: tuple[str, ...] = CONTENDERS, timeout: int = 120) -> list[dict[str, Any]]:
+    """Form worlds of each size with each contender, in turn."""
+    rows = []
+    for size in nodes:
+        for contender in contenders:
+            with EtcdServer() as server:
+                job = Job(contender, size, timeout, server.get_endpoint())
+                rows.append({"contender": contender, "nodes": size, **form(job)})
+                print(rows[-1], flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    import sys
+
+    measure([int(n) for n in sys.argv[1].split(",")], tuple(sys.argv[2].split(",")))

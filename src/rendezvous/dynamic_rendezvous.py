@@ -229,10 +229,10 @@ class DynamicRendezvousHandler(RendezvousHandler):
             self._stop_heartbeats()
 
     def _spread_first_joins(self) -> None:
-        # Nodes of a job start together. Spread over the time that their writes take anyway, they meet less often.
+        # The nodes of a job start together. Spread over the time that their writes take anyway, fewer collide.
         if not self._joined_before:
             self._joined_before = True
-            time.sleep(random.uniform(0, min(0.3, self._limits.max_nodes * 0.002)))
+            time.sleep(random.uniform(0, min(2.0, self._limits.min_nodes * 0.005)))
 
     def _run(self, rule: Rule, deadline: float) -> tuple[State, float]:
         """Follow ``rule`` to its end; return the state then, and the deadline, which a freed place renews."""

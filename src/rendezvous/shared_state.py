@@ -19,9 +19,8 @@ logger = logging.getLogger(__name__)
 
 Rule = Callable[[State, rules.Node, rules.Limits, int, float], rules.Decision]
 
-# All nodes that wait for a round together look at its state at most so often a second: more would slow down those
-# that still join.
-_LOOKS_PER_SECOND = 500
+# What a look at the state costs at least all in all, in seconds.
+_LEAST_LOOK = 0.002
 
 
 class _View(NamedTuple):
@@ -50,6 +49,7 @@ class SharedState:
         self._view = _View(State(), None, float("-inf"))
         self._announced: tuple[bytes, Token] | None = None
         self._rested_at: Token | None = None
+        self._look = _LEAST_LOOK
 
     @property
     def state(self) -> State:
@@ -88,6 +88,7 @@ class SharedState:
 
     def _swap(self, rule: Rule, deadline: float) -> tuple[rules.Decision, State]:
         state, decision = State(), None
+        start = time.thread_time()
 
         def change(data: bytes | None) -> bytes | None:
             nonlocal state, decision
@@ -100,9 +101,12 @@ class SharedState:
             return state.encode()
 
         _, token, changed, attempts = compare_and_swap(
-            self._read, self._backend.set_state, change, Backoff(), deadline + rules.ROLLBACK
+            self._read, self._backend.set_state, change, Backoff(base=0.01, cap=2.0), deadline + rules.ROLLBACK
         )
         self._view = _View(state, token, time.monotonic())
+        if attempts == 0:
+            # etcd's part is taken to be as much as this thread's.
+            self._look = max(_LEAST_LOOK, 2 * (time.thread_time() - start))
         assert decision is not None  # change() has run
         logger.debug(
             "rendezvous '%s': node %s: %s: %s%s",
@@ -132,10 +136,11 @@ class SharedState:
             return
         token = self._view.token
         if token is None or token != self._rested_at:
-            # The state moves: let changes gather before the next look.
+            # The state moves: let changes gather before the next look. The more nodes wait, and the more a look
+            # costs, the longer the pause: about one node at a time looks, and those that still join have room.
             self._rested_at = token
             waiting = self.state.count(Role.PARTICIPANT) + self.state.count(Role.WAITING)
-            time.sleep(min(left, waiting / _LOOKS_PER_SECOND * random.uniform(0.5, 1.5)))
+            time.sleep(min(left, waiting * self._look * random.uniform(0.5, 1.5)))
             return
         try:
             self._announced = self._backend.watch(token, left)
@@ -149,7 +154,7 @@ class SharedState:
         Raises:
             RendezvousStateError: the state is damaged or foreign.
         """
-        max_age = max(max_age, len(self.state) / _LOOKS_PER_SECOND)
+        max_age = max(max_age, len(self.state) * self._look)
         if time.monotonic() - self._view.read_at < max_age:
             return self.state
         try:
