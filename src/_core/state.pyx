@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False
 """The round's state: a table of nodes, and its bytes. ``_state_py`` is its pure twin and describes the format.
 
 The table is one C array in natural order of address, pid and local id; addresses stand in one arena of bytes. A
@@ -35,7 +35,7 @@ cdef enum:
     BACK = 32
     HEADER = 8
     CHECKSUM = 4
-    MIN_NODE = 6
+    MIN_NODE = 5
     MAX_ADDR = 255
     # What encode() writes at most: before the nodes, and for each node beside its address.
     MAX_PREAMBLE = 64
@@ -231,6 +231,8 @@ cdef class State:
         cdef Py_ssize_t at, kept = 0
         cdef uint32_t rank = 0
         cdef Node* node
+        if self._complete:
+            raise ValueError(f"round {self._round} is complete already")
         for at in range(self.size):
             node = &self.table[at]
             if node.role == MISSING:
@@ -307,7 +309,9 @@ cdef class State:
         return None if oldest > MAX_TIME else oldest
 
     def join(self, node, now):
-        """Make ``node`` a participant, heard of at ``now``."""
+        """Make ``node`` a participant of the round that forms, heard of at ``now``."""
+        if self._complete:
+            raise ValueError(f"no node can join round {self._round}: it is complete")
         self.put(node, PARTICIPANT, now)
 
     def wait(self, node, now):

@@ -1,9 +1,10 @@
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False
 """The compare-and-swap loop and its backoff. ``_swap_py`` is its pure twin and documents the arguments."""
 
 import random
 import time
 
+cimport cython
 from libc.math cimport isfinite
 
 from rendezvous.api import RendezvousTimeoutError
@@ -11,6 +12,7 @@ from rendezvous.api import RendezvousTimeoutError
 __all__ = ["Backoff", "compare_and_swap"]
 
 
+@cython.final
 cdef class Backoff:
     """Delays in seconds with decorrelated jitter: each is drawn from ``base`` to three times the one before."""
 

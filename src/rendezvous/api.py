@@ -67,9 +67,7 @@ class RendezvousStoreInfo:
     master_port: int
 
     @staticmethod
-    def build(
-        rank: int, store: Store, local_addr: str | None, server_port: int | None = None
-    ) -> RendezvousStoreInfo:
+    def build(rank: int, store: Store, local_addr: str | None, server_port: int | None = None) -> RendezvousStoreInfo:
         """Publish the address from rank 0 and read it on every rank.
 
         Args:
@@ -250,9 +248,7 @@ def check_nodes(min_nodes: int, max_nodes: int) -> None:
     if min_nodes < 1:
         raise ValueError(f"The minimum number of nodes must be at least 1, not {min_nodes}.")
     if max_nodes < min_nodes:
-        raise ValueError(
-            f"The maximum number of nodes ({max_nodes}) must not be less than the minimum ({min_nodes})."
-        )
+        raise ValueError(f"The maximum number of nodes ({max_nodes}) must not be less than the minimum ({min_nodes}).")
 
 
 RendezvousHandlerCreator = Callable[[RendezvousParameters], RendezvousHandler]

@@ -358,9 +358,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             self._stop_heartbeats()
 
 
-def _send_heartbeats(
-    handler: weakref.ref[DynamicRendezvousHandler], stop: threading.Event, interval: float
-) -> None:
+def _send_heartbeats(handler: weakref.ref[DynamicRendezvousHandler], stop: threading.Event, interval: float) -> None:
     while not stop.wait(interval):
         target = handler()
         if target is None:

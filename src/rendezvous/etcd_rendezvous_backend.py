@@ -49,9 +49,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         ValueError: the run id is empty, or holds a part that etcd would resolve to another key (``..``).
     """
 
-    def __init__(
-        self, client: Any, run_id: str, key_prefix: str | None = None, ttl: int | None = None
-    ) -> None:
+    def __init__(self, client: Any, run_id: str, key_prefix: str | None = None, ttl: int | None = None) -> None:
         if not run_id:
             raise ValueError("The run id must not be empty.")
         self._etcd = etcd_module()
@@ -83,9 +81,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
                 return self._get_unset()
         value = b64encode(state).decode()
         try:
-            result = self._request(
-                "write", lambda: self._client.write(self._path, value, self._ttl, **condition)
-            )
+            result = self._request("write", lambda: self._client.write(self._path, value, self._ttl, **condition))
         except (self._etcd.EtcdAlreadyExist, self._etcd.EtcdCompareFailed, self._etcd.EtcdKeyNotFound):
             return self._get_unset()
         return state, result.modifiedIndex, True

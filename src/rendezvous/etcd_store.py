@@ -72,6 +72,11 @@ class EtcdStore(Store):
             return None, int((exc.payload or {}).get("index", 0))
         return result, result.etcd_index
 
+    def _watch(self, path: str, index: int, timeout: float) -> Any:
+        return translate_errors(
+            f"the etcd store cannot watch '{path}'", lambda: self.client.watch(path, index=index, timeout=timeout)
+        )
+
     def _await(self, key: str, deadline: float) -> bytes | None:
         """Return the value of ``key`` once there is one, or None when the time is up."""
         path = self._path(key)
@@ -82,9 +87,7 @@ class EtcdStore(Store):
                 if left <= 0:
                     return None
                 try:
-                    result = translate_errors(
-                        "watch", lambda: self.client.watch(path, index=index + 1, timeout=left)
-                    )
+                    result = self._watch(path, index + 1, left)
                 except (self._etcd.EtcdWatchTimedOut, self._etcd.EtcdEventIndexCleared, RendezvousConnectionError):
                     break
                 index = result.modifiedIndex
@@ -96,19 +99,20 @@ class EtcdStore(Store):
         path, deadline = self._path(key), self._deadline()
         lost: list[int | None] = []  # the token of a write whose outcome is not known
 
-        def read() -> tuple[bytes, int] | None:
+        def read() -> tuple[bytes | None, Any] | None:
             result, _ = self._read(key, deadline)
             token = None if result is None else result.modifiedIndex
             if lost and lost != [token]:
                 raise unknown()
             return None if result is None else (b64decode(result.value), token)
 
-        def write(value: bytes, token: int | None) -> tuple[bytes, int, bool] | None:
+        def write(value: bytes | None, token: int | None) -> tuple[bytes | None, Any, bool] | None:
+            encoded = _encode(value or b"")
             condition = {"prevExist": False} if token is None else {"prevIndex": token}
             try:
                 result = translate_errors(
                     f"the etcd store cannot write '{key}'",
-                    lambda: self.client.write(path, _encode(value), **condition),
+                    lambda: self.client.write(path, encoded, **condition),
                 )
                 return value, result.modifiedIndex, True
             except (self._etcd.EtcdCompareFailed, self._etcd.EtcdAlreadyExist, self._etcd.EtcdKeyNotFound):

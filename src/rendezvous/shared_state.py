@@ -39,9 +39,7 @@ class SharedState:
         run_id: the name of the job, for errors.
     """
 
-    def __init__(
-        self, backend: RendezvousBackend, node: rules.Node, limits: rules.Limits, run_id: str
-    ) -> None:
+    def __init__(self, backend: RendezvousBackend, node: rules.Node, limits: rules.Limits, run_id: str) -> None:
         self._backend = backend
         self._node = node
         self._limits = limits

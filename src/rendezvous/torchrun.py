@@ -101,8 +101,8 @@ class TorchStore(dist.Store):
         return self
 
     # torch's C++ side looks two operations up under the names of its own methods.
-    deleteKey = delete_key  # noqa: N815
-    getNumKeys = num_keys  # noqa: N815
+    deleteKey = delete_key
+    getNumKeys = num_keys
 
 
 class TorchHandler(torch_api.RendezvousHandler):
@@ -114,9 +114,7 @@ class TorchHandler(torch_api.RendezvousHandler):
             where ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` says that nothing is shared.
     """
 
-    def __init__(
-        self, backend: str, create: Callable[[Callable[[str], int] | None], api.RendezvousHandler]
-    ) -> None:
+    def __init__(self, backend: str, create: Callable[[Callable[[str], int] | None], api.RendezvousHandler]) -> None:
         self._backend = backend
         self._shares = os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
         self._server: dist.TCPStore | None = None

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 from enum import IntEnum
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 __all__ = ["COMPILED", "Backoff", "Role", "State", "compare_and_swap"]
@@ -24,20 +25,24 @@ class Role(IntEnum):
     MISSING = 3
 
 
-def _use_extensions() -> bool:
-    if os.environ.get("RENDEZVOUS_NO_EXTENSIONS") == "1":
-        return False
-    return any(importlib.util.find_spec(f"{__name__}.{name}") for name in ("_state_c", "_swap_c"))
+def _pick(name: str) -> ModuleType:
+    """Import the compiled module of ``name`` if it was built and is wanted, else its twin."""
+    compiled = f"{__name__}._{name}_c"
+    wanted = os.environ.get("RENDEZVOUS_NO_EXTENSIONS") != "1"
+    if wanted and importlib.util.find_spec(compiled) is not None:
+        return importlib.import_module(compiled)
+    return importlib.import_module(f"{__name__}._{name}_py")
 
-
-COMPILED = _use_extensions()
-"""Whether the compiled twins are in use."""
 
 if TYPE_CHECKING:
-    from rendezvous._core._state_py import State
-    from rendezvous._core._swap_py import Backoff, compare_and_swap
+    from rendezvous._core import _state_py as _state
+    from rendezvous._core import _swap_py as _swap
 else:
-    _suffix = "c" if COMPILED else "py"
-    State = importlib.import_module(f"{__name__}._state_{_suffix}").State
-    _swap = importlib.import_module(f"{__name__}._swap_{_suffix}")
-    Backoff, compare_and_swap = _swap.Backoff, _swap.compare_and_swap
+    _state, _swap = _pick("state"), _pick("swap")
+
+State = _state.State
+Backoff = _swap.Backoff
+compare_and_swap = _swap.compare_and_swap
+
+COMPILED = all(module.__name__.endswith("_c") for module in (_state, _swap))
+"""Whether both compiled modules are in use."""

@@ -40,7 +40,7 @@ _COMPLETE, _CLOSED, _DEADLINE = 1, 2, 4
 _MEMBER, _LOCAL_ID, _RANK, _BACK = 4, 8, 16, 32
 _HEADER = 8
 _CHECKSUM = 4
-_MIN_NODE = 6
+_MIN_NODE = 5
 _MAX_ADDR = 255
 _MAX_ID = 2**32 - 1
 _MAX_TIME = 2**53 - 1
@@ -144,7 +144,13 @@ class State:
         return self._world_size
 
     def complete_round(self) -> None:
-        """Give ranks 0..n-1 in natural order of address to the participants, and forget who was missing."""
+        """Give ranks 0..n-1 in natural order of address to the participants, and forget who was missing.
+
+        Raises:
+            ValueError: the round is complete already.
+        """
+        if self._complete:
+            raise ValueError(f"round {self._round} is complete already")
         for node in [entry.node for entry in self._entries.values() if entry.role == _MISSING]:
             self._remove(self._entries[node])
         rank = 0
@@ -207,7 +213,13 @@ class State:
         return min((e.heartbeat for e in self._entries.values() if e.role != _MISSING), default=None)
 
     def join(self, node: NodeTuple, now: int) -> None:
-        """Make ``node`` a participant, heard of at ``now``."""
+        """Make ``node`` a participant of the round that forms, heard of at ``now``.
+
+        Raises:
+            ValueError: the round is complete.
+        """
+        if self._complete:
+            raise ValueError(f"no node can join round {self._round}: it is complete")
         self._put(node, _PARTICIPANT, now)
 
     def wait(self, node: NodeTuple, now: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 from rendezvous.api import RendezvousTimeoutError
 
@@ -14,6 +14,7 @@ __all__ = ["Backoff", "compare_and_swap"]
 _T = TypeVar("_T")
 
 
+@final
 class Backoff:
     """Delays in seconds with decorrelated jitter: each is drawn from ``base`` to three times the one before.
 

@@ -1,0 +1,112 @@
+"""How the package is put together, imported, and which twin it picks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rendezvous
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # Not from the repository: what is tested is what is installed.
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_setup_lists_every_cython_module():
+    listed = set(re.findall(r'"src/_core/(\w+)\.pyx"', (ROOT / "setup.py").read_text()))
+    assert listed == {path.stem for path in (ROOT / "src/_core").glob("*.pyx")}
+
+
+def test_src_core_holds_cython_and_nothing_else():
+    assert {path.suffix for path in (ROOT / "src/_core").iterdir()} <= {".pyx", ".c"}
+
+
+@pytest.mark.parametrize("module", ["state", "swap"])
+def test_each_compiled_module_has_a_twin_and_a_stub_with_its_names(module):
+    twin = (ROOT / f"src/rendezvous/_core/_{module}_py.py").read_text()
+    stub = (ROOT / f"src/rendezvous/_core/_{module}_c.pyi").read_text()
+    source = (ROOT / f"src/_core/{module}.pyx").read_text()
+    names = [re.search(r"__all__ = \[(.*?)\]", text, re.DOTALL)[1] for text in (twin, stub, source)]
+    assert names[0] == names[1] == names[2]
+
+
+def test_importing_is_quick_and_takes_neither_torch_nor_etcd_nor_rich():
+    code = "import rendezvous, sys; print(sorted({'torch', 'etcd', 'rich', 'urllib3'} & set(sys.modules)))"
+    result = python(code)
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+def test_the_environment_variable_picks_the_pure_twin():
+    code = "import rendezvous._core as c; print(c.COMPILED, c.State.__module__, c.Backoff.__module__)"
+    result = python(code, RENDEZVOUS_NO_EXTENSIONS="1")
+    assert result.stdout.split() == ["False", "rendezvous._core._state_py", "rendezvous._core._swap_py"]
+
+
+def test_the_compiled_twin_is_the_default():
+    pytest.importorskip("rendezvous._core._state_c")
+    code = "import rendezvous._core as c; print(c.COMPILED, c.State.__module__)"
+    result = python(code, RENDEZVOUS_NO_EXTENSIONS="")
+    assert result.stdout.split() == ["True", "rendezvous._core._state_c"]
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    package = folder / "rendezvous"
+    shutil.copytree(Path(rendezvous.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return package
+
+
+def test_without_extensions_the_pure_twin_is_used(tmp_path):
+    copy_of_the_package(tmp_path)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import rendezvous._core as c; print(c.COMPILED)"
+    result = python(code, RENDEZVOUS_NO_EXTENSIONS="")
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("broken", ["_state_c", "_swap_c"])
+def test_a_broken_extension_raises(tmp_path, broken):
+    (copy_of_the_package(tmp_path) / "_core" / f"{broken}.abi3.so").write_bytes(b"not a library")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import rendezvous._core"
+    result = python(code, RENDEZVOUS_NO_EXTENSIONS="")
+    assert result.returncode == 1
+    assert f"ImportError: {tmp_path}/rendezvous/_core/{broken}.abi3.so" in result.stderr
+
+
+def test_without_python_etcd_importing_works_and_use_says_what_to_install():
+    code = """
+import sys
+sys.modules["etcd"] = None
+try:
+    import etcd
+except ModuleNotFoundError:
+    pass
+import rendezvous.etcd_rendezvous_backend, rendezvous.etcd_store, rendezvous.etcd_server
+from rendezvous import RendezvousParameters, get_rendezvous_handler
+for use in (
+    lambda: rendezvous.etcd_store.EtcdStore(None, "/x"),
+    lambda: rendezvous.etcd_rendezvous_backend.EtcdRendezvousBackend(None, "job"),
+    lambda: get_rendezvous_handler(RendezvousParameters("etcd-v2", "localhost:1", "job", 1, 1)),
+):
+    try:
+        use()
+    except ImportError as exc:
+        print(exc)
+"""
+    result = python(code)
+    assert result.stderr == ""
+    assert result.stdout.count("pip install python-etcd") == 3
