@@ -637,7 +637,7 @@ cdef class Reader:
 
     cdef int read(self, State state) except -1:
         cdef int flags = self.header()
-        cdef int64_t latest, count, at
+        cdef int64_t latest, count, _
         state._round = self.varint(MAX_TIME, "round")
         if flags & DEADLINE:
             state._deadline = self.varint(MAX_TIME, "deadline")
@@ -661,7 +661,7 @@ cdef class Reader:
         if self.ranks == NULL:
             raise MemoryError
         memset(self.ranks, 0, state._world_size + 1)
-        for at in range(count):
+        for _ in range(count):
             self.node(state, latest)
         if self.at != self.end:
             raise RendezvousStateError(

@@ -108,11 +108,13 @@ class EtcdClient:
             members: list[str] = translate_errors(
                 f"no etcd answers at {names}", lambda: self._call(lambda client: client.machines)
             )
-        except self._etcd.EtcdKeyNotFound:
+        except RendezvousConnectionError as exc:
+            if "404 page not found" not in str(exc):
+                raise
             raise RendezvousConnectionError(
-                f"etcd answers at {self._clients[self._current].base_uri}, but does not serve the v2 API: etcd 3.6 "
-                f"removed it, 3.4 and 3.5 need --enable-v2; on a current etcd choose the backend etcd-v3"
-            ) from None
+                f"etcd answers at {names}, but does not serve the v2 API: etcd 3.6 removed it, 3.4 and 3.5 need "
+                f"--enable-v2"
+            ) from exc
         return members
 
     @property

@@ -1,0 +1,215 @@
+"""The demonstration: a world of many nodes on one machine, and a second one after some of them were killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from rendezvous._core import Role, State
+from rendezvous.api import RendezvousError, RendezvousParameters
+from rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+from rendezvous.etcd_rendezvous_backend import create_backend
+
+__all__ = ["Plan", "Report", "Round", "run"]
+
+# Short, so that the dead are missed soon. Real jobs keep the defaults.
+_KEEP_ALIVE_INTERVAL = 1.0
+_KEEP_ALIVE_MAX_ATTEMPT = 3
+_LAST_CALL = timedelta(seconds=1)
+_JOIN = timedelta(seconds=120)
+
+Progress = Callable[[str, int, int], None]
+"""Is told what forms, how many nodes have joined, and how many are to come."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the demonstration does.
+
+    Attributes:
+        endpoint: the etcd to use.
+        run_id: the name of the job.
+        nodes: how many nodes the first world has, at least 2.
+    """
+
+    endpoint: str
+    run_id: str
+    nodes: int
+
+    @property
+    def killed(self) -> int:
+        """How many nodes are killed after the first round: one in eight, at least one."""
+        return max(1, self.nodes // 8)
+
+    def name(self, index: int) -> str:
+        """Return the address that node ``index`` goes by."""
+        return f"node-{index}"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: its number, its size, the seconds until all had their ranks, and who is first and last."""
+
+    round: int
+    world_size: int
+    seconds: float
+    first_rank: str
+    last_rank: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened."""
+
+    nodes: int
+    killed: list[str]
+    backend: str = "etcd-v2"
+    rounds: list[Round] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON has it."""
+        return asdict(self)
+
+
+def run(plan: Plan, progress: Progress) -> Report:
+    """Form a world, kill some of its nodes, form the next.
+
+    Raises:
+        RendezvousError: a node failed; the message is that node's.
+    """
+    state = _state_reader(plan)
+    doomed = range(plan.nodes - plan.killed, plan.nodes)
+    survivors = range(plan.nodes - plan.killed)
+    report = Report(plan.nodes, [plan.name(index) for index in doomed])
+    workers = min(max(1, (os.cpu_count() or 2) - 1), len(survivors))
+    groups = [doomed, *(survivors[start::workers] for start in range(workers))]
+    with _processes(plan, groups) as processes:
+        everyone = dict(processes)
+        report.rounds.append(_round(everyone, plan.nodes, state, progress))
+        victim, _ = processes[0]
+        os.kill(victim.pid or 0, signal.SIGKILL)
+        report.rounds.append(_round(dict(processes[1:]), len(survivors), state, progress))
+    return report
+
+
+def _state_reader(plan: Plan) -> Callable[[], State]:
+    backend, _ = create_backend(_parameters(plan))
+
+    def read() -> State:
+        current = backend.get_state()
+        return State() if current is None else State.decode(current[0])
+
+    return read
+
+
+def _parameters(plan: Plan) -> RendezvousParameters:
+    return RendezvousParameters("etcd-v2", plan.endpoint, plan.run_id, plan.nodes - plan.killed, plan.nodes)
+
+
+@contextmanager
+def _processes(plan: Plan, groups: list[range]) -> Iterator[list[tuple[Any, Connection]]]:
+    """Start a process for each group of nodes; they wait for a word to join."""
+    context = multiprocessing.get_context("spawn")
+    started: list[tuple[Any, Connection]] = []
+    try:
+        for indices in groups:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_run_nodes, args=(plan, indices, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            started.append((process, ours))
+        for _, pipe in started:
+            _receive(pipe)
+        yield started
+    finally:
+        for process, _ in started:
+            process.kill()
+            process.join()
+
+
+def _run_nodes(plan: Plan, indices: range, pipe: Connection) -> None:
+    """Take the nodes ``indices`` through a round for each word that comes; send what each node got."""
+    handlers = []
+    try:
+        for index in indices:
+            backend, store = create_backend(_parameters(plan))
+            handler = DynamicRendezvousHandler.from_backend(
+                plan.run_id,
+                store,
+                backend,
+                plan.nodes - plan.killed,
+                plan.nodes,
+                plan.name(index),
+                RendezvousTimeout(join=_JOIN, last_call=_LAST_CALL),
+                _KEEP_ALIVE_INTERVAL,
+                _KEEP_ALIVE_MAX_ATTEMPT,
+            )
+            handlers.append(handler)
+    except RendezvousError as exc:
+        pipe.send(exc)
+        return
+    lock = threading.Lock()
+
+    def join(handler: DynamicRendezvousHandler) -> None:
+        try:
+            info = handler.next_rendezvous()
+            outcome: object = (time.monotonic(), info.rank, info.world_size, handler.node.addr)
+        except Exception as exc:
+            outcome = RendezvousError(f"{handler.node}: {exc}")
+        with lock:
+            pipe.send(outcome)
+
+    pipe.send("ready")
+    while pipe.recv():
+        for handler in handlers:
+            threading.Thread(target=join, args=(handler,), daemon=True).start()
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        message = pipe.recv()
+    except EOFError:
+        raise RendezvousError("a process of the demonstration ended before its time") from None
+    if isinstance(message, Exception):
+        raise message
+    return message
+
+
+def _round(
+    processes: dict[Any, Connection], nodes: int, state: Callable[[], State], progress: Progress
+) -> Round:
+    """Send all processes into the next round and wait for their nodes."""
+    start = time.monotonic()
+    for pipe in processes.values():
+        pipe.send("join")
+    pipes = list(processes.values())
+    outcomes: list[tuple[float, int, int, str]] = []
+    while len(outcomes) < nodes:
+        current = state()
+        task = f"Round {current.round}: "
+        if current.complete and len(outcomes) == 0:
+            task += f"waiting for {current.count(Role.PARTICIPANT)} nodes of the last round to leave or expire"
+            progress(task, 0, nodes)
+        else:
+            joined = current.world_size or current.count(Role.PARTICIPANT)
+            progress(task + "joining", min(joined, nodes), nodes)
+        for pipe in wait(pipes, timeout=0.1):
+            assert isinstance(pipe, Connection)
+            outcomes.append(_receive(pipe))
+    current = state()
+    progress(f"Round {current.round}: complete", nodes, nodes)
+    names = {rank: name for _, rank, _, name in outcomes}
+    sizes = {size for _, _, size, _ in outcomes}
+    if sorted(names) != list(range(nodes)) or sizes != {nodes}:
+        raise RendezvousError(f"the nodes do not agree: ranks {sorted(names)}, world sizes {sorted(sizes)}")
+    seconds = max(end for end, _, _, _ in outcomes) - start
+    return Round(current.round, nodes, seconds, names[0], names[nodes - 1])

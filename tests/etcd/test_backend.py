@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from base64 import b64encode
+
+import pytest
+
+from rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousStateError
+from rendezvous.etcd_client import EtcdClient
+from rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend
+from rendezvous.etcd_server import EtcdServer
+
+
+def params(etcd, run_id, **options) -> RendezvousParameters:
+    return RendezvousParameters("etcd-v2", etcd.get_endpoint(), run_id, 1, 2, **options)
+
+
+@pytest.fixture(params=["ours", "python-etcd"])
+def backend(request, etcd, run_id):
+    ours = request.param == "ours"
+    client = EtcdClient([("localhost", etcd.get_port())]) if ours else etcd.get_client()
+    return EtcdRendezvousBackend(client, run_id, "/backends")
+
+
+# The contract.
+
+
+def test_there_is_no_state_at_first(backend):
+    assert backend.name == "etcd-v2"
+    assert backend.get_state() is None
+
+
+def test_without_a_token_the_first_state_is_written(backend):
+    state, token, written = backend.set_state(b"one")
+    assert (state, written) == (b"one", True)
+    assert backend.get_state() == (b"one", token)
+
+
+def test_without_a_token_a_state_is_not_overwritten(backend):
+    _, token, _ = backend.set_state(b"one")
+    assert backend.set_state(b"two") == (b"one", token, False)
+    assert backend.get_state() == (b"one", token)
+
+
+def test_the_current_token_writes(backend):
+    _, first, _ = backend.set_state(b"one")
+    state, second, written = backend.set_state(b"two", first)
+    assert (state, written) == (b"two", True)
+    assert second != first
+    assert backend.get_state() == (b"two", second)
+
+
+def test_an_old_token_does_not_write(backend):
+    _, first, _ = backend.set_state(b"one")
+    _, second, _ = backend.set_state(b"two", first)
+    assert backend.set_state(b"three", first) == (b"two", second, False)
+
+
+@pytest.mark.parametrize("token", ["invalid", object(), 10**12, "123456789"])
+def test_an_invalid_token_does_not_write(backend, token):
+    _, current, _ = backend.set_state(b"one")
+    assert backend.set_state(b"two", token) == (b"one", current, False)
+
+
+@pytest.mark.parametrize("token", ["invalid", 5])
+def test_a_token_for_no_state_does_not_write(backend, token):
+    assert backend.set_state(b"one", token) is None
+    assert backend.get_state() is None
+
+
+@pytest.mark.parametrize("state", [b"", b"\x00\xff", b"x" * 100_000])
+def test_any_bytes_are_a_state(backend, state):
+    assert backend.set_state(state)[0] == state
+    assert backend.get_state()[0] == state
+
+
+def test_watch_returns_the_next_state(backend):
+    _, first, _ = backend.set_state(b"one")
+    _, second, _ = backend.set_state(b"two", first)
+    assert backend.watch(first, 5) == (b"two", second)
+    assert backend.watch(second, 0.2) is None
+
+
+def test_watch_says_to_ask_when_the_state_is_deleted(etcd, backend):
+    _, token, _ = backend.set_state(b"one")
+    etcd.get_client().delete(backend._key)
+    assert backend.watch(token, 5) is None
+
+
+def test_the_key_and_the_value_stand_in_etcd_as_torch_writes_them(etcd, run_id):
+    backend, _ = create_backend(params(etcd, run_id))
+    backend.set_state(b"state")
+    raw = etcd.get_client().read(f"/torch/elastic/rendezvous/{run_id}")
+    assert raw.value == b64encode(b"state").decode()
+    assert 7100 < raw.ttl <= 7200
+
+
+def test_the_ttl_can_be_chosen(etcd, run_id):
+    backend = EtcdRendezvousBackend(etcd.get_client(), run_id, ttl=60)
+    backend.set_state(b"state")
+    assert 0 < etcd.get_client().read(f"/{run_id}").ttl <= 60
+
+
+# What is in the way.
+
+
+@pytest.mark.parametrize("value", ["no base64!", "abc", "ключ"])
+def test_a_value_that_is_not_base64_is_a_state_error(etcd, run_id, value):
+    backend = EtcdRendezvousBackend(etcd.get_client(), run_id)
+    etcd.get_client().write(f"/{run_id}", value)
+    with pytest.raises(RendezvousStateError, match=f"'{run_id}' does not hold base64"):
+        backend.get_state()
+
+
+@pytest.mark.parametrize("run_id_", ["a b", "a/b", "a?b#c", "100%", "ключ", "a+b", "x" * 200])
+def test_run_ids_of_all_kinds_keep_apart(etcd, run_id, run_id_):
+    backend, _ = create_backend(params(etcd, f"{run_id}-{run_id_}"))
+    other, _ = create_backend(params(etcd, f"{run_id}-{run_id_}x"))
+    backend.set_state(b"one")
+    assert other.get_state() is None
+    assert backend.get_state()[0] == b"one"
+
+
+@pytest.mark.parametrize("run_id_", ["../other", "a/../b", "a//b", "./a"])
+def test_a_run_id_that_reaches_elsewhere_is_refused(etcd, run_id_):
+    with pytest.raises(ValueError, match=r"must not have empty parts nor '\.' or '\.\.'"):
+        create_backend(params(etcd, run_id_))
+
+
+def test_a_run_id_below_another_is_a_state_error(etcd, run_id):
+    upper, _ = create_backend(params(etcd, run_id))
+    lower, _ = create_backend(params(etcd, f"{run_id}/lower"))
+    lower.set_state(b"one")
+    with pytest.raises(RendezvousStateError, match="choose another run id"):
+        upper.get_state()
+    with pytest.raises(RendezvousStateError, match="choose another run id"):
+        upper.set_state(b"two")
+    upper, _ = create_backend(params(etcd, f"{run_id}-2"))
+    lower, _ = create_backend(params(etcd, f"{run_id}-2/lower"))
+    upper.set_state(b"one")
+    with pytest.raises(RendezvousStateError, match="choose another run id"):
+        lower.set_state(b"two")
+
+
+def test_an_empty_run_id_is_refused(etcd):
+    with pytest.raises(ValueError, match="run id must not be empty"):
+        EtcdRendezvousBackend(etcd.get_client(), "")
+    with pytest.raises(ValueError, match="run id must not be empty"):
+        create_backend(params(etcd, ""))
+
+
+# create_backend and its options.
+
+
+def test_the_store_stands_where_torch_s_does(etcd, run_id):
+    _, store = create_backend(params(etcd, run_id))
+    assert store.prefix == "/torch/elastic/store/"
+
+
+def test_all_options(etcd, run_id, tmp_path):
+    for name in ("cert", "key", "ca"):
+        (tmp_path / name).write_text("")
+    backend, _ = create_backend(params(etcd, run_id, read_timeout="7", protocol="HTTP"))
+    assert backend._client._options["read_timeout"] == 7
+    assert backend._client._options["protocol"] == "http"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"protocol": "ftp"}, "'protocol' must be one of http, https"),
+        ({"read_timeout": "0"}, "'read_timeout' must be an integer from 1"),
+        ({"read_timeout": "-10"}, "'read_timeout' must be an integer from 1"),
+        ({"read_timeout": "soon"}, "'read_timeout' must be an integer, not 'soon'"),
+        ({"ssl_cert": "/nowhere"}, "'ssl_cert' names '/nowhere', which is not a file"),
+        ({"ca_cert": "/nowhere"}, "'ca_cert' names '/nowhere', which is not a file"),
+        ({"username": "me"}, "'username' needs a password"),
+    ],
+)
+def test_wrong_options_are_named(etcd, run_id, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        create_backend(params(etcd, run_id, **options))
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:1", "no-such-host.invalid:2379", "localhost:1,127.0.0.1:2"])
+def test_an_etcd_that_is_not_there_is_named(endpoint, run_id):
+    with pytest.raises(RendezvousConnectionError, match=endpoint.split(",")[0]):
+        create_backend(RendezvousParameters("etcd-v2", endpoint, run_id, 1, 1, read_timeout=5))
+
+
+def test_an_etcd_without_the_v2_api_is_told_so(run_id):
+    with EtcdServer(enable_v2=False) as server, pytest.raises(RendezvousConnectionError, match="need --enable-v2"):
+        create_backend(params(server, run_id))
+
+
+def test_a_plain_etcd_is_no_https_etcd(etcd, run_id):
+    with pytest.raises(RendezvousConnectionError, match=r"no etcd answers at https://localhost"):
+        create_backend(params(etcd, run_id, protocol="https"))
