@@ -37,6 +37,7 @@ cdef enum:
     CHECKSUM = 4
     MIN_NODE = 5
     MAX_ADDR = 255
+    MAX_NODES = 131072
     # What encode() writes at most: before the nodes, and for each node beside its address.
     MAX_PREAMBLE = 64
     MAX_NODE = 32
@@ -183,6 +184,9 @@ cdef class State:
     def __cinit__(self):
         self._deadline = -1
 
+    def __init__(self):
+        pass  # takes no arguments, and says so
+
     def __dealloc__(self):
         PyMem_Free(self.table)
         PyMem_Free(self.arena)
@@ -269,8 +273,15 @@ cdef class State:
     def nodes(self, role):
         """Return the nodes that have ``role``, in natural order of address."""
         cdef int64_t wanted = role_of(role)
-        cdef Py_ssize_t at
-        return [self.name(at) for at in range(self.size) if self.table[at].role == wanted]
+        cdef Py_ssize_t at = 0
+        cdef list found = []
+        # name() may start a garbage collection, which may run anything, a change of this table too: the size is
+        # looked up on each turn.
+        while at < self.size:
+            if self.table[at].role == wanted:
+                found.append(self.name(at))
+            at += 1
+        return found
 
     def role(self, node):
         """Return the role of ``node``, or None where the table has no such node."""
@@ -345,11 +356,12 @@ cdef class State:
     def expire(self, before):
         """Take out, and return, all nodes that are not missing and were last heard of before ``before``."""
         cdef int64_t limit = integer(before, "before", MAX_TIME)
-        cdef Py_ssize_t at, kept = 0
+        cdef Py_ssize_t at = 0, kept = 0
         cdef list late = []
-        for at in range(self.size):
+        while at < self.size:  # on each turn, as in nodes()
             if self.table[at].role != MISSING and self.table[at].heartbeat < limit:
                 late.append(self.name(at))
+            at += 1
         if not late:
             return late
         for at in range(self.size):
@@ -407,6 +419,8 @@ cdef class State:
         cdef bint member = False
         cdef Node fresh
         if at == self.size or self.order(place, at) != 0:
+            if self.size >= MAX_NODES:
+                raise ValueError(f"a state holds at most {MAX_NODES} nodes")
             self.reserve(self.size + 1, place.length)
             # A process that starts again on the same host comes back for the one that is missed there.
             if self.counts[<int> MISSING] > 0:
@@ -647,6 +661,8 @@ cdef class Reader:
             state._world_size = self.varint(MAX_ID, "world size")
         latest = self.varint(MAX_TIME, "latest heartbeat")
         count = self.varint(MAX_TIME, "number of nodes")
+        if count > MAX_NODES:
+            raise RendezvousStateError(f"the state claims {count} nodes, more than {MAX_NODES}")
         if count > (self.end - self.at) // MIN_NODE:
             raise RendezvousStateError(
                 f"the state claims {count} nodes in {self.end - self.at} bytes: it is malformed"
@@ -753,8 +769,9 @@ cdef class Reader:
                                    state.arena + node.addr, node.length, node.pid, node.local_id, front)
             if order >= 0:
                 addr, pid, local_id = state.name(state.size)
+                name = f"{addr}_{pid}_{local_id}"
                 raise RendezvousStateError(
-                    f"the state has the node {addr}_{pid}_{local_id} {'twice' if order == 0 else 'out of order'}"
+                    f"the state has the node {name!r} {'twice' if order == 0 else 'out of order'}"
                 )
         state.counts[node.role] += 1
         state.size += 1

@@ -184,9 +184,7 @@ def _receive(pipe: Connection) -> Any:
     return message
 
 
-def _round(
-    processes: dict[Any, Connection], nodes: int, state: Callable[[], State], progress: Progress
-) -> Round:
+def _round(processes: dict[Any, Connection], nodes: int, state: Callable[[], State], progress: Progress) -> Round:
     """Send all processes into the next round and wait for their nodes."""
     start = time.monotonic()
     for pipe in processes.values():
@@ -202,9 +200,8 @@ def _round(
         else:
             joined = current.world_size or current.count(Role.PARTICIPANT)
             progress(task + "joining", min(joined, nodes), nodes)
-        for pipe in wait(pipes, timeout=0.1):
-            assert isinstance(pipe, Connection)
-            outcomes.append(_receive(pipe))
+        ready = wait(pipes, timeout=0.1)
+        outcomes.extend(_receive(pipe) for pipe in pipes if pipe in ready)
     current = state()
     progress(f"Round {current.round}: complete", nodes, nodes)
     names = {rank: name for _, rank, _, name in outcomes}

@@ -99,7 +99,12 @@ class EtcdClient:
                     self._clients.append(self._client(url.hostname, url.port))
 
     def _client(self, host: str, port: int) -> Any:
-        return self._etcd.Client(host=f"[{host}]" if ":" in host else host, port=port, **self._options)
+        import urllib3
+
+        client = self._etcd.Client(host=f"[{host}]" if ":" in host else host, port=port, **self._options)
+        # By default urllib3 itself sends a failed PUT again, even one that may have been applied.
+        client.http.connection_pool_kw["retries"] = urllib3.Retry(total=5, connect=0, read=0, other=0)
+        return client
 
     def _members(self) -> list[str]:
         """Ask the first endpoint that answers for the client URLs of the cluster's members."""

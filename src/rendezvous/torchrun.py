@@ -1,6 +1,6 @@
 """The bridge to torch: our handlers under torchrun, our stores as ``torch.distributed.Store``.
 
-The only module that imports torch. torchrun finds it through the entry points in the group ``torchrun.handlers``.
+The only module that imports torch; ``rendezvous.plugins`` leads torchrun here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from rendezvous.dynamic_rendezvous import create_handler
 from rendezvous.etcd_rendezvous_backend import create_backend
 from rendezvous.store import Store
 
-__all__ = ["TorchHandler", "TorchStore", "TorchStoreTimeoutError", "etcd_v2_watch"]
+__all__ = ["TorchHandler", "TorchStore", "TorchStoreTimeoutError", "create_etcd_v2_watch"]
 
 
 class TorchStoreTimeoutError(dist.DistStoreError, LookupError):
     """A key did not appear in time: what torch's C++ stores raise, and what its ``EtcdStore`` raises."""
+
+
+# torch's C++ side may hold a store, behind a PrefixStore for example, without holding its Python half; once that is
+# collected, every call fails. A store is small, and there is one a round: they are kept until the process ends.
+_stores: list[TorchStore] = []
 
 
 class TorchStore(dist.Store):
@@ -37,6 +42,7 @@ class TorchStore(dist.Store):
         super().__init__()
         self._store = store
         super().set_timeout(store.timeout)
+        _stores.append(self)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -184,12 +190,8 @@ def _as_torch() -> Iterator[None]:
         raise kind(str(exc)) from exc
 
 
-def etcd_v2_watch() -> Callable[[torch_api.RendezvousParameters], TorchHandler]:
-    """Return what makes the handlers of torchrun's backend ``etcd-v2-watch``."""
-    return _create_etcd_v2_watch
-
-
-def _create_etcd_v2_watch(params: torch_api.RendezvousParameters) -> TorchHandler:
+def create_etcd_v2_watch(params: torch_api.RendezvousParameters) -> TorchHandler:
+    """Make the handler of torchrun's backend ``etcd-v2-watch``."""
     ours = _parameters(params)
 
     def create(serve: Callable[[str], int] | None) -> api.RendezvousHandler:

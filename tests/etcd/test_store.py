@@ -137,9 +137,7 @@ def test_add_to_what_is_no_number(store):
 
 def test_many_adds_at_once_lose_none(store):
     sums = []
-    threads = [
-        threading.Thread(target=lambda: sums.extend(store.add("n", 1) for _ in range(5))) for _ in range(10)
-    ]
+    threads = [threading.Thread(target=lambda: sums.extend(store.add("n", 1) for _ in range(5))) for _ in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:

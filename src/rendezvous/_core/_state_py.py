@@ -42,6 +42,7 @@ _HEADER = 8
 _CHECKSUM = 4
 _MIN_NODE = 5
 _MAX_ADDR = 255
+_MAX_NODES = 131072
 _MAX_ID = 2**32 - 1
 _MAX_TIME = 2**53 - 1
 
@@ -53,6 +54,10 @@ class _Place(NamedTuple):
     raw: bytes
     pid: int
     local_id: int
+
+    @property
+    def node(self) -> NodeTuple:
+        return self.raw.decode(), self.pid, self.local_id
 
 
 class _Entry:
@@ -108,7 +113,7 @@ class State:
         self._complete = False
         self._deadline: int | None = None
         self._world_size = 0
-        self.closed: bool = False
+        self._closed = False
         self._entries: dict[NodeTuple, _Entry] = {}
         self._counts = [0, 0, 0, 0]
         self._sorted = True
@@ -132,6 +137,15 @@ class State:
     @deadline.setter
     def deadline(self, value: int | None) -> None:
         self._deadline = None if value is None else _integer(value, "deadline", _MAX_TIME)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the rendezvous is closed."""
+        return self._closed
+
+    @closed.setter
+    def closed(self, value: bool) -> None:
+        self._closed = bool(value)
 
     @property
     def complete(self) -> bool:
@@ -258,14 +272,16 @@ class State:
 
     def _find(self, node: NodeTuple) -> _Entry | None:
         place = _place_of(node)
-        return self._entries.get((node[0], place.pid, place.local_id))
+        return self._entries.get(place.node)
 
     def _put(self, node: NodeTuple, role: int, now: int) -> None:
         place = _place_of(node)
         _integer(now, "now", _MAX_TIME)
-        key = (node[0], place.pid, place.local_id)
+        key = place.node
         entry = self._entries.get(key)
         if entry is None:
+            if len(self._entries) >= _MAX_NODES:
+                raise ValueError(f"a state holds at most {_MAX_NODES} nodes")
             # A process that starts again on the same host comes back for the one that is missed there.
             lost = min(
                 (e for e in self._entries.values() if e.role == _MISSING and e.node[0] == key[0]),
@@ -307,7 +323,7 @@ class State:
 
     def encode(self) -> bytes:
         """Return the bytes of the state: the same state always gives the same bytes."""
-        flags = self._complete * _COMPLETE | bool(self.closed) * _CLOSED | (self._deadline is not None) * _DEADLINE
+        flags = self._complete * _COMPLETE | self._closed * _CLOSED | (self._deadline is not None) * _DEADLINE
         out = bytearray((0x52, 0x5A, _VERSION, flags, 0, 0, 0, 0))
         _write(out, self._round)
         if self._deadline is not None:
@@ -365,7 +381,7 @@ class State:
 
     def _add(self, place: _Place, role: int, member: bool, heartbeat: int, rank: int) -> None:
         """Append a decoded node, which the reader has found to be in order."""
-        node = (place.raw.decode(), place.pid, place.local_id)
+        node = place.node
         entry = self._entries[node] = _Entry(node, place, role, member, heartbeat)
         entry.rank = rank
         self._counts[role] += 1
@@ -410,6 +426,8 @@ class _Reader:
             state._world_size = self._varint(_MAX_ID, "world size")
         latest = self._varint(_MAX_TIME, "latest heartbeat")
         count = self._varint(_MAX_TIME, "number of nodes")
+        if count > _MAX_NODES:
+            raise RendezvousStateError(f"the state claims {count} nodes, more than {_MAX_NODES}")
         if count * _MIN_NODE > self._end - self._at:
             raise RendezvousStateError(
                 f"the state claims {count} nodes in {self._end - self._at} bytes: it is malformed"
@@ -490,12 +508,13 @@ class _Reader:
         if age > latest:
             raise RendezvousStateError("the state has a heartbeat before the epoch")
         rank = self._rank(state, bool(tag & _RANK), role)
-        place = _Place(natural_key(raw.decode()), raw, pid, local_id)
+        natural = before.natural if before is not None and raw == before.raw else natural_key(raw.decode())
+        place = _Place(natural, raw, pid, local_id)
         if before is not None and not before < place:
             name = f"{raw.decode()}_{pid}_{local_id}"
             if before == place:
-                raise RendezvousStateError(f"the state has the node {name} twice")
-            raise RendezvousStateError(f"the state has the node {name} out of order")
+                raise RendezvousStateError(f"the state has the node {name!r} twice")
+            raise RendezvousStateError(f"the state has the node {name!r} out of order")
         state._add(place, role, member, latest - age, rank)
         return place
 

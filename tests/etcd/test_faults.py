@@ -1,0 +1,118 @@
+"""How a rendezvous behaves when etcd goes away and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from rendezvous import RendezvousConnectionError
+from rendezvous._core import Role
+from rendezvous.etcd_server import EtcdServer
+from tests.nodes import BOUND, Job, eventually, join, join_all
+from tests.proxy import Proxy
+
+
+@pytest.fixture
+def job(etcd, run_id):
+    """A proxy in front of etcd, and a maker of jobs behind it."""
+    with Proxy(etcd.get_port()) as proxy:
+        jobs = []
+
+        def make(least: int, most: int) -> Job:
+            jobs.append(Job(proxy.endpoint, run_id, least, most, read_timeout=5))
+            return jobs[-1]
+
+        yield proxy, make
+        for each in jobs:
+            each.stop()
+
+
+@pytest.fixture(autouse=True)
+def only_the_proxy(monkeypatch):
+    """Have clients keep to the endpoint they are given: etcd advertises its own, past the proxy."""
+    monkeypatch.setattr("rendezvous.etcd_client.EtcdClient._members", lambda self: [])
+
+
+def test_etcd_goes_away_while_nodes_join_and_comes_back(job):
+    proxy, make = job
+    one, two = make(2, 2).nodes(2)
+    first = join(one)
+    eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "one has joined")
+    proxy.cut()
+    second = join(two)
+    time.sleep(1)
+    assert not first.done()
+    assert not second.done()
+    proxy.restore()
+    assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+
+
+def test_etcd_goes_away_while_nodes_join_and_does_not_come_back(job, run_id):
+    proxy, make = job
+    handler = make(2, 2).node("node-0", join=2)
+    future = join(handler)
+    eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "it has joined")
+    start = time.monotonic()
+    proxy.cut()
+    with pytest.raises(RendezvousConnectionError, match=f"'{run_id}': etcd could not be reached until the time was up"):
+        future.result(BOUND)
+    assert time.monotonic() - start < 10
+
+
+def test_an_etcd_that_stalls_holds_nobody_for_longer_than_the_read_timeout(job):
+    proxy, make = job
+    one, two = make(2, 2).nodes(2)
+    first = join(one)
+    eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "one has joined")
+    proxy.stall()
+    second = join(two)
+    threading.Timer(1, proxy.resume).start()
+    assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+
+
+def test_a_running_job_outlives_an_outage(job, caplog):
+    proxy, make = job
+    the_job = make(2, 3)
+    one, two = the_job.nodes(2, last_call=0.3, attempts=60)
+    join_all([one, two])
+    proxy.cut()
+    one._shared._view = one._shared._view._replace(read_at=float("-inf"))
+    assert one.num_nodes_waiting() == 0  # as last seen
+    assert one.is_closed() is False
+    assert "going by what was known before" in caplog.text
+    eventually(lambda: "failed to send a heartbeat" in caplog.text, "a heartbeat fails")
+    proxy.restore()
+    before = the_job.state().oldest_heartbeat()
+    eventually(lambda: the_job.state().oldest_heartbeat() > before, "heartbeats come again")
+    assert the_job.state().count(Role.PARTICIPANT) == 2
+
+
+def test_shutdown_without_etcd_says_so_and_returns(job, caplog):
+    proxy, make = job
+    (handler,) = make(1, 1).nodes(1, close=1)
+    handler.next_rendezvous()
+    proxy.cut()
+    assert handler.shutdown() is False
+    assert "could not be closed" in caplog.text
+
+
+def test_etcd_is_killed_while_nodes_join_and_starts_again_on_its_data(tmp_path, run_id):
+    data = str(tmp_path / "data")
+    first = EtcdServer(data_dir=data)
+    first.start()
+    with Proxy(first.get_port()) as proxy:
+        job = Job(proxy.endpoint, run_id, 3, 3, read_timeout=5)
+        handlers = job.nodes(3)
+        futures = [join(handler) for handler in handlers[:2]]
+        eventually(lambda: job.state().count(Role.PARTICIPANT) == 2, "two have joined")
+        os.kill(first.pid, signal.SIGKILL)
+        first.stop()
+        futures.append(join(handlers[2]))
+        with EtcdServer(data_dir=data) as second:
+            proxy.restore(second.get_port())
+            assert [future.result(BOUND).rank for future in futures] == [0, 1, 2]
+            job.stop()

@@ -1,0 +1,103 @@
+"""Nodes of a job in threads of a test, each with a handler of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import Any
+
+from rendezvous._core import State
+from rendezvous.api import RendezvousInfo, RendezvousParameters
+from rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+from rendezvous.etcd_rendezvous_backend import create_backend
+
+BOUND = 60.0
+"""Seconds within which anything that must happen in a test happens."""
+
+
+def eventually(condition: Callable[[], Any], what: str, bound: float = BOUND) -> Any:
+    """Return what ``condition`` gives once it gives something; fail after ``bound`` seconds."""
+    deadline = time.monotonic() + bound
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Job:
+    """A rendezvous of ``least`` to ``most`` nodes with short times."""
+
+    def __init__(self, endpoint: str, run_id: str, least: int, most: int, **options: Any) -> None:
+        self.params = RendezvousParameters("etcd-v2", endpoint, run_id, least, most, **options)
+        self.handlers: list[DynamicRendezvousHandler] = []
+
+    def node(
+        self,
+        name: str,
+        join: float = 60,
+        last_call: float = 1,
+        close: float = 10,
+        heartbeat: float = 2,
+        interval: float = 0.5,
+        attempts: int = 3,
+        serve: Callable[[str], int] | None = None,
+    ) -> DynamicRendezvousHandler:
+        backend, store = create_backend(self.params)
+        handler = DynamicRendezvousHandler.from_backend(
+            self.params.run_id,
+            store,
+            backend,
+            self.params.min_nodes,
+            self.params.max_nodes,
+            name,
+            RendezvousTimeout(*(timedelta(seconds=s) for s in (join, last_call, close, heartbeat))),
+            interval,
+            attempts,
+            serve,
+        )
+        self.handlers.append(handler)
+        return handler
+
+    def nodes(self, count: int, **options: Any) -> list[DynamicRendezvousHandler]:
+        return [self.node(f"node-{i}", **options) for i in range(count)]
+
+    def state(self) -> State:
+        backend, _ = create_backend(self.params)
+        current = backend.get_state()
+        return State() if current is None else State.decode(current[0])
+
+    def stop(self) -> None:
+        for handler in self.handlers:
+            kill(handler)
+
+
+def kill(handler: DynamicRendezvousHandler) -> None:
+    """Let a node that is in a round fall silent, as if its process had died."""
+    handler._stop_heartbeats()
+
+
+def join(handler: DynamicRendezvousHandler) -> Future[RendezvousInfo]:
+    """Have a node join in a thread."""
+    future: Future[RendezvousInfo] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(handler.next_rendezvous())
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def join_all(handlers: list[DynamicRendezvousHandler]) -> list[RendezvousInfo]:
+    """Have nodes join together; return what each got, and check that they agree."""
+    infos = [future.result(BOUND) for future in [join(handler) for handler in handlers]]
+    assert sorted(info.rank for info in infos) == list(range(len(infos)))
+    assert {info.world_size for info in infos} == {len(infos)}
+    addresses = {(info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port) for info in infos}
+    assert len(addresses) == 1
+    return infos

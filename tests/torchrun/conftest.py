@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nodes import BOUND, eventually
+
+TRAIN = Path(__file__).parent / "train.py"
+
+
+@pytest.fixture(autouse=True)
+def torch_is_there() -> None:
+    pytest.importorskip("torch")
+
+
+class Agents:
+    """torchrun agents of one job, each in a process group of its own together with its workers."""
+
+    def __init__(self, endpoint: str, run_id: str, folder: Path) -> None:
+        self.endpoint, self.run_id, self.folder = endpoint, run_id, folder
+        self.log = folder / "log"
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, nnodes: str, *script: str, workers: int = 2, backend: str = "etcd-v2-watch", conf: str = ""):
+        short = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=120"
+        number = len(self.processes)
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            f"--nnodes={nnodes}",
+            f"--nproc-per-node={workers}",
+            f"--rdzv-backend={backend}",
+            f"--rdzv-endpoint={self.endpoint}",
+            f"--rdzv-id={self.run_id}",
+            f"--rdzv-conf={','.join(filter(None, (short, conf)))}",
+            "--local-addr=127.0.0.1",
+            "--max-restarts=3",
+            *(script or (str(TRAIN), f"--journal={self.log}")),
+        ]
+        with open(self.folder / f"agent-{number}.out", "wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        self.processes.append(process)
+        return process
+
+    def lines(self, word: str) -> list[list[str]]:
+        text = self.log.read_text() if self.log.exists() else ""
+        return [line.split() for line in text.splitlines() if line.startswith(word)]
+
+    def wait_for(self, word: str, count: int, world_size: int) -> None:
+        def there() -> bool:
+            return sum(line[2] == str(world_size) for line in self.lines(word)) >= count
+
+        eventually(there, f"{count} x {word} in a world of {world_size}\n{self.outputs()}", 2 * BOUND)
+
+    def output(self, number: int) -> str:
+        return (self.folder / f"agent-{number}.out").read_text()
+
+    def outputs(self) -> str:
+        return "\n".join(f"--- agent {i}\n{self.output(i)[-3000:]}" for i in range(len(self.processes)))
+
+    def finish(self, *numbers: int) -> list[int]:
+        chosen = numbers or range(len(self.processes))
+        try:
+            return [self.processes[number].wait(timeout=2 * BOUND) for number in chosen]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.outputs()) from None
+
+    def kill(self, number: int) -> None:
+        """Let a whole node die: the agent and its workers."""
+        os.killpg(self.processes[number].pid, signal.SIGKILL)
+        self.processes[number].wait()
+
+
+@pytest.fixture
+def agents(etcd, run_id, tmp_path) -> Iterator[Agents]:
+    job = Agents(etcd.get_endpoint(), run_id, tmp_path)
+    yield job
+    for number, process in enumerate(job.processes):
+        if process.poll() is None:
+            job.kill(number)

@@ -1,0 +1,52 @@
+"""A small model in DistributedDataParallel on gloo; what the tests give to torchrun.
+
+It trains until ``--steps`` steps are done since this process started, and until the file ``--until`` exists, if
+given. It tells what happens by lines in ``--journal``: a "start" with the world size, a "done" with the loss.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--until")
+    parser.add_argument("--journal", required=True)
+    options = parser.parse_args()
+
+    def tell(*words: object) -> None:
+        with open(options.journal, "a") as log:
+            log.write(" ".join(map(str, words)) + "\n")
+
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    model = DistributedDataParallel(torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    tell("start", dist.get_rank(), dist.get_world_size(), os.environ["MASTER_PORT"])
+    step = 0
+    while True:
+        inputs = torch.randn(32, 4)
+        loss = (model(inputs) - inputs.sum(1, keepdim=True)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        # All ranks must stop at the same step: they agree on it.
+        ready = step >= options.steps and (options.until is None or Path(options.until).exists())
+        votes = torch.tensor(int(ready))
+        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        if votes.item():
+            break
+        time.sleep(0.01)
+    tell("done", dist.get_rank(), dist.get_world_size(), float(loss))
+    dist.destroy_process_group()
+
+
+main()
