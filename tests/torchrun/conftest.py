@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.nodes import BOUND, eventually
@@ -20,7 +20,7 @@ def torch_is_there() -> None:
 
 
 class Agents:
-    """torchrun agents of one job, each in a process group of its own together with its workers."""
+    """torchrun agents of one job."""
 
     def __init__(self, endpoint: str, run_id: str, folder: Path) -> None:
         self.endpoint, self.run_id, self.folder = endpoint, run_id, folder
@@ -47,7 +47,6 @@ class Agents:
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         self.processes.append(process)
@@ -77,8 +76,10 @@ class Agents:
             raise AssertionError(self.outputs()) from None
 
     def kill(self, number: int) -> None:
-        """Let a whole node die: the agent and its workers."""
-        os.killpg(self.processes[number].pid, signal.SIGKILL)
+        """Let a whole node die: the agent and its workers, which torch puts into sessions of their own."""
+        agent = psutil.Process(self.processes[number].pid)
+        for process in (agent, *agent.children(recursive=True)):
+            process.kill()
         self.processes[number].wait()
 
 
