@@ -127,9 +127,3 @@ def measure(nodes: list[int], contenders: tuple[str, ...] = CONTENDERS, timeout:
                 rows.append({"contender": contender, "nodes": size, **form(job)})
                 print(rows[-1], flush=True)
     return rows
-
-
-if __name__ == "__main__":
-    import sys
-
-    measure([int(n) for n in sys.argv[1].split(",")], tuple(sys.argv[2].split(",")))

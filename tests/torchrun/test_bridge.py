@@ -187,8 +187,7 @@ def test_rank_0_shares_a_store_that_is_new_each_round(etcd, run_id):
     ports = []
     for _ in range(2):
         (place,) = {
-            (info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port)
-            for info in run_all(handlers)
+            (info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port) for info in run_all(handlers)
         }
         shared = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=10))
         assert not shared.check(["key"])
