@@ -99,7 +99,9 @@ def formation_table(rows: list[dict[str, Any]]) -> str:
 def section() -> str:
     read = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in BENCHMARKS}
     made = read["formation"]["circumstances"]
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in {"Python": made["python"], **made["versions"]}.items()
+    )
     failed = [row for row in read["formation"]["rows"] if "failed" in row]
     notes = [f"{row['contender']} at {row['nodes']} nodes: {row['failed'].split(';')[0]}." for row in failed]
     return "\n\n".join(
@@ -109,7 +111,7 @@ def section() -> str:
             *(["Failed: " + " ".join(notes)] if notes else []),
             "One swap cycle of the state (decode, expire, join, encode), and what a node takes in etcd:",
             state_table(read["state"]["rows"]),
-            f"Measured {made['date'][:10]} at {made['commit']} on {made['machine']}, Python {made['python']}, {versions}.",
+            f"Measured {made['date'][:10]} at {made['commit']} on {made['machine']}; {versions}.",
         ]
     )
 
@@ -123,9 +125,11 @@ def write_readme() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmarks", nargs="*", choices=[*BENCHMARKS, []], help="which; all unless given")
+    parser.add_argument("benchmarks", nargs="*", metavar="NAME", help="which; all unless given")
     parser.add_argument("--readme-only", action="store_true", help="measure nothing, write the README's tables anew")
     options = parser.parse_args()
+    if unknown := set(options.benchmarks) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}")
     if not options.readme_only:
         for name in options.benchmarks or BENCHMARKS:
             result = {"benchmark": name, "circumstances": circumstances(), "rows": BENCHMARKS[name]()}

@@ -224,7 +224,12 @@ def test_every_error_has_torch_s_of_the_same_name(name):
 def test_a_torch_node_on_the_same_key_is_told_apart(etcd, run_id):
     torch_handler = get_rendezvous_handler(torch_params(etcd, run_id, "etcd-v2", 2, 2, join_timeout=60))
     ours = get_rendezvous_handler(torch_params(etcd, run_id, least=2, most=2))
-    thread = threading.Thread(target=lambda: pytest.raises(Exception, torch_handler.next_rendezvous), daemon=True)
+
+    def join_until_closed() -> None:
+        with pytest.raises(torch_api.RendezvousClosedError):
+            torch_handler.next_rendezvous()
+
+    thread = threading.Thread(target=join_until_closed, daemon=True)
     thread.start()
     backend, _ = create_backend(RendezvousParameters("etcd-v2", etcd.get_endpoint(), run_id, 1, 1))
     eventually(backend.get_state, "torch's node has written its pickle")
