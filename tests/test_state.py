@@ -50,6 +50,18 @@ def test_a_new_state_is_empty(State):
     assert state.heartbeat(A) is None
 
 
+@pytest.mark.parametrize("arguments", [{"args": (1,)}, {"kwargs": {"round": 1}}])
+def test_a_new_state_takes_no_arguments(State, arguments):
+    with pytest.raises(TypeError):
+        State(*arguments.get("args", ()), **arguments.get("kwargs", {}))
+
+
+def test_closed_is_a_truth_value(State):
+    state = State()
+    state.closed = 5
+    assert state.closed is True
+
+
 def test_a_node_has_one_role_at_a_time(State):
     state = State()
     state.join(A, NOW)

@@ -181,11 +181,10 @@ cdef class State:
     cdef bint _complete
     cdef bint _closed
 
-    def __cinit__(self):
+    def __cinit__(self, *arguments, **names):
+        if arguments or names:
+            raise TypeError("State() takes no arguments")
         self._deadline = -1
-
-    def __init__(self):
-        pass  # takes no arguments, and says so
 
     def __dealloc__(self):
         PyMem_Free(self.table)
