@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Rule = Callable[[State, rules.Node, rules.Limits, int, float], rules.Decision]
 
+_LEAST_WAIT = 0.02
+
 # What a look at the state costs at least all in all, in seconds.
 _LEAST_LOOK = 0.002
 
@@ -48,6 +50,7 @@ class SharedState:
         self._announced: tuple[bytes, Token] | None = None
         self._rested_at: Token | None = None
         self._look = _LEAST_LOOK
+        self._lenient_until = 0
 
     @property
     def state(self) -> State:
@@ -74,6 +77,7 @@ class SharedState:
             try:
                 return self._swap(rule, deadline)
             except RendezvousConnectionError as exc:
+                self._spare_the_others()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise RendezvousConnectionError(
@@ -120,8 +124,14 @@ class SharedState:
         announced, self._announced = self._announced, None
         return announced if announced is not None else self._backend.get_state()
 
+    def _spare_the_others(self) -> None:
+        """Expire nobody for a while: while etcd was away the other nodes could not send heartbeats either."""
+        self._lenient_until = int(time.time() * 1000) + self._limits.expiry
+
     def _load(self, data: bytes | None, now: int) -> State:
         state = State() if data is None else State.decode(data)
+        if now < self._lenient_until:
+            return state
         for node in rules.expire(state, self._limits, now):
             logger.info("rendezvous '%s': node %s is silent and was taken out", self._run_id, node)
         return state
@@ -129,7 +139,8 @@ class SharedState:
     def wait(self, deadline: float) -> None:
         """Wait until the state may have changed, or time alone may give this node something to do."""
         event = rules.next_event(self.state, self._node, self._limits)
-        left = min(event / 1000 - time.time(), deadline - time.monotonic())
+        # An event that is past already gave the node nothing to do: while others are spared, for example.
+        left = min(max(event / 1000 - time.time(), _LEAST_WAIT), deadline - time.monotonic())
         if left <= 0:
             return
         token = self._view.token
@@ -143,6 +154,7 @@ class SharedState:
         try:
             self._announced = self._backend.watch(token, left)
         except RendezvousConnectionError as exc:
+            self._spare_the_others()
             # What update() does next meets the same trouble, and deals with it.
             logger.debug("rendezvous '%s': %s", self._run_id, exc)
 
@@ -158,6 +170,7 @@ class SharedState:
         try:
             current = self._backend.get_state()
         except RendezvousConnectionError as exc:
+            self._spare_the_others()
             logger.warning("rendezvous '%s': %s; going by what was known before", self._run_id, exc)
             self._view = self._view._replace(read_at=time.monotonic())
             return self.state
