@@ -72,7 +72,8 @@ class SharedState:
             RendezvousStateError: the state is damaged or foreign.
             RendezvousTimeoutError: other nodes won every race until past the deadline.
         """
-        backoff = Backoff(base=0.02, cap=2.0)
+        # Back soon after an outage: well before the others may be taken for dead.
+        backoff = Backoff(base=0.02, cap=max(0.02, min(2.0, self._limits.keep_alive_interval / 2000)))
         while True:
             try:
                 return self._swap(rule, deadline)
