@@ -74,6 +74,7 @@ class SharedState:
         """
         # Back soon after an outage: well before the others may be taken for dead.
         backoff = Backoff(base=0.02, cap=max(0.02, min(2.0, self._limits.keep_alive_interval / 2000)))
+        level = logging.WARNING
         while True:
             try:
                 return self._swap(rule, deadline)
@@ -84,7 +85,8 @@ class SharedState:
                     raise RendezvousConnectionError(
                         f"rendezvous '{self._run_id}': etcd could not be reached until the time was up: {exc}"
                     ) from exc
-                logger.warning("rendezvous '%s': %s; trying again", self._run_id, exc)
+                logger.log(level, "rendezvous '%s': %s; trying again", self._run_id, exc)
+                level = logging.DEBUG
                 time.sleep(min(backoff.next(), left))
             except RendezvousStateError as exc:
                 raise RendezvousStateError(f"rendezvous '{self._run_id}': {exc}") from exc
