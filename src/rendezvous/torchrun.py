@@ -26,6 +26,16 @@ class TorchStoreTimeoutError(dist.DistStoreError, LookupError):
     """A key did not appear in time: what torch's C++ stores raise, and what its ``EtcdStore`` raises."""
 
 
+@contextmanager
+def _as_store_error() -> Iterator[None]:
+    try:
+        yield
+    except LookupError as exc:
+        raise TorchStoreTimeoutError(str(exc)) from exc
+    except api.RendezvousConnectionError as exc:
+        raise dist.DistNetworkError(str(exc)) from exc
+
+
 # torch's C++ side may hold a store, behind a PrefixStore for example, without holding its Python half; once that is
 # collected, every call fails. A store is small, and there is one a round: they are kept until the process ends.
 _stores: list[TorchStore] = []
@@ -33,6 +43,9 @@ _stores: list[TorchStore] = []
 
 class TorchStore(dist.Store):
     """A :class:`rendezvous.store.Store` as torch takes it, for example as ``store=`` of ``init_process_group``.
+
+    Its errors are torch's: :class:`TorchStoreTimeoutError` where a key did not appear in time, ``DistNetworkError``
+    where etcd could not be reached.
 
     Args:
         store: the store that does the work.
@@ -44,59 +57,60 @@ class TorchStore(dist.Store):
         super().set_timeout(store.timeout)
         _stores.append(self)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except LookupError as exc:
-            raise TorchStoreTimeoutError(str(exc)) from exc
-
     def set(self, key: str, value: str | bytes) -> None:
         """See :meth:`Store.set`."""
-        self._store.set(key, value)
+        with _as_store_error():
+            self._store.set(key, value)
 
     def get(self, key: str) -> bytes:
         """See :meth:`Store.get`."""
-        with self._errors():
+        with _as_store_error():
             return self._store.get(key, self.timeout)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """See :meth:`Store.wait`."""
-        with self._errors():
+        with _as_store_error():
             self._store.wait(keys, self.timeout if timeout is None else timeout)
 
     def check(self, keys: Sequence[str]) -> bool:
         """See :meth:`Store.check`."""
-        return self._store.check(keys)
+        with _as_store_error():
+            return self._store.check(keys)
 
     def add(self, key: str, value: int) -> int:
         """See :meth:`Store.add`."""
-        return self._store.add(key, value)
+        with _as_store_error():
+            return self._store.add(key, value)
 
     def compare_set(self, key: str, expected_value: str | bytes, desired_value: str | bytes) -> bytes:
         """See :meth:`Store.compare_set`."""
-        return self._store.compare_set(key, expected_value, desired_value)
+        with _as_store_error():
+            return self._store.compare_set(key, expected_value, desired_value)
 
     def append(self, key: str, value: str | bytes) -> None:
         """See :meth:`Store.append`."""
-        self._store.append(key, value)
+        with _as_store_error():
+            self._store.append(key, value)
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
         """See :meth:`Store.multi_get`."""
-        with self._errors():
+        with _as_store_error():
             return self._store.multi_get(keys, self.timeout)
 
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
         """See :meth:`Store.multi_set`."""
-        self._store.multi_set(keys, values)
+        with _as_store_error():
+            self._store.multi_set(keys, values)
 
     def delete_key(self, key: str) -> bool:
         """See :meth:`Store.delete_key`."""
-        return self._store.delete_key(key)
+        with _as_store_error():
+            return self._store.delete_key(key)
 
     def num_keys(self) -> int:
         """See :meth:`Store.num_keys`."""
-        return self._store.num_keys()
+        with _as_store_error():
+            return self._store.num_keys()
 
     def has_extended_api(self) -> bool:
         """Whether ``append``, ``multi_get`` and ``multi_set`` work: they do."""

@@ -14,6 +14,7 @@ import pytest
 
 from rendezvous import RendezvousParameters, api
 from rendezvous.etcd_rendezvous_backend import create_backend
+from rendezvous.etcd_server import EtcdServer
 from rendezvous.store import PrefixStore
 from tests.nodes import BOUND, eventually
 
@@ -88,6 +89,15 @@ def test_a_time_out_is_a_dist_store_error_and_a_lookup_error(store, cpp, through
         with pytest.raises(dist.DistStoreError, match="never") as caught:
             call()
         assert isinstance(caught.value, LookupError)
+
+
+def test_an_etcd_that_is_gone_is_a_network_error(run_id):
+    with EtcdServer() as server:
+        store = make_store(server.get_endpoint(), run_id)
+    store._store.set_timeout(timedelta(seconds=0.2))
+    for call in (lambda: store.set("key", "value"), lambda: store.check(["key"]), lambda: store.delete_key("key")):
+        with pytest.raises(dist.DistNetworkError, match=r"cannot (read|write|delete) '.*key'"):
+            call()
 
 
 def test_the_time_out_is_torch_s(store):
