@@ -46,7 +46,13 @@ class RendezvousTimeoutError(RendezvousError):
 
 
 class RendezvousConnectionError(RendezvousError):
-    """The store that holds the rendezvous cannot be reached."""
+    """The store that holds the rendezvous cannot be reached.
+
+    Attributes:
+        retryable: whether trying again may help; False where the store has refused the user.
+    """
+
+    retryable = True
 
 
 class RendezvousStateError(RendezvousError):

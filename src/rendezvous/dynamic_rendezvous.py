@@ -218,10 +218,11 @@ class DynamicRendezvousHandler(RendezvousHandler):
         """See :meth:`RendezvousHandler.next_rendezvous`."""
         self._stop_heartbeats()
         self._spread_first_joins()
-        deadline = _deadline(self._settings.timeout.join)
+        timeout = self._settings.timeout.join
+        deadline = _deadline(timeout)
         while True:
-            self._run(rules.leave, deadline)
-            state, deadline = self._run(rules.join, deadline)
+            self._run(rules.leave, deadline, timeout)
+            state, deadline = self._run(rules.join, deadline, timeout)
             self._start_heartbeats()
             info = self._meet(state, deadline)
             if info is not None:
@@ -234,7 +235,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             self._joined_before = True
             time.sleep(random.uniform(0, min(2.0, self._limits.min_nodes * 0.005)))
 
-    def _run(self, rule: Rule, deadline: float) -> tuple[State, float]:
+    def _run(self, rule: Rule, deadline: float, timeout: timedelta) -> tuple[State, float]:
         """Follow ``rule`` to its end; return the state then, and the deadline, which a freed place renews."""
         blame: str | None = None
         while True:
@@ -252,17 +253,16 @@ class DynamicRendezvousHandler(RendezvousHandler):
                 )
             elif action is Action.ERROR_TIMEOUT:
                 blame = blame or rules.who_is_missing(state, self._limits)
-                raise RendezvousTimeoutError(self._complaint(decision, blame))
+                raise RendezvousTimeoutError(self._complaint(decision, timeout, blame))
             elif decision.renews_deadline:
-                deadline = _deadline(self._settings.timeout.join)
+                deadline = _deadline(timeout)
             if action is not Action.REMOVE:
                 blame = rules.who_is_missing(state, self._limits)
 
-    def _complaint(self, decision: rules.Decision, blame: str) -> str:
-        seconds = self._settings.timeout.join.total_seconds()
+    def _complaint(self, decision: rules.Decision, timeout: timedelta, blame: str) -> str:
         return (
             f"The rendezvous '{self._settings.run_id}' timed out for node {self._node}: {decision.reason} "
-            f"({seconds:g} s); {blame}."
+            f"({timeout.total_seconds():g} s); {blame}."
         )
 
     def _meet(self, state: State, deadline: float) -> RendezvousInfo | None:
@@ -316,7 +316,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
 
     def set_closed(self) -> None:
         """See :meth:`RendezvousHandler.set_closed`."""
-        self._run(rules.close, _deadline(self._settings.timeout.close))
+        timeout = self._settings.timeout.close
+        self._run(rules.close, _deadline(timeout), timeout)
 
     def shutdown(self) -> bool:
         """See :meth:`RendezvousHandler.shutdown`."""

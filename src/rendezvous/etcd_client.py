@@ -62,9 +62,11 @@ def translate_errors(what: str, call: Callable[[], _T]) -> _T:
     except (etcd.EtcdKeyError, etcd.EtcdValueError, etcd.EtcdEventIndexCleared, etcd.EtcdWatchTimedOut):
         raise
     except etcd.EtcdInsufficientPermissions as exc:
-        raise RendezvousConnectionError(
+        refused = RendezvousConnectionError(
             f"{what}: etcd refused the user; check the username, its password and its roles ({exc})"
-        ) from exc
+        )
+        refused.retryable = False
+        raise refused from exc
     except (etcd.EtcdException, urllib3.exceptions.HTTPError) as exc:
         raise RendezvousConnectionError(f"{what}: {exc}") from exc
 

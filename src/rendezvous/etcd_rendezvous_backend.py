@@ -57,6 +57,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._key = f"{key_prefix}/{run_id}" if key_prefix else run_id
         self._path = key_path(self._key)
         self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
+        self._seen: tuple[Token, int] = (None, 0)
 
     @property
     def name(self) -> str:
@@ -69,6 +70,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
             result = self._request("read", lambda: self._client.read(self._path))
         except self._etcd.EtcdKeyNotFound:
             return None
+        self._seen = (result.modifiedIndex, result.etcd_index)
         return self._decode(result)
 
     def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
@@ -88,10 +90,12 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         """See :meth:`RendezvousBackend.watch`. Returns the oldest change since ``token``."""
+        # etcd remembers its last 1,000 changes, of all keys. The key's own index may be older than that; etcd's index
+        # at the moment when the key was last read is not.
+        seen, index = self._seen
+        since = index if seen == token else int(token)
         try:
-            result = self._request(
-                "watch", lambda: self._client.watch(self._path, index=int(token) + 1, timeout=timeout)
-            )
+            result = self._request("watch", lambda: self._client.watch(self._path, index=since + 1, timeout=timeout))
         except (self._etcd.EtcdWatchTimedOut, self._etcd.EtcdEventIndexCleared):
             return None
         return self._decode(result) if result.value is not None else None

@@ -57,9 +57,9 @@ class EtcdStore(Store):
         while True:
             try:
                 return translate_errors(f"the etcd store cannot {what}", call)
-            except RendezvousConnectionError:
+            except RendezvousConnectionError as exc:
                 left = deadline - time.monotonic()
-                if left <= 0:
+                if left <= 0 or not exc.retryable:
                     raise
                 time.sleep(min(backoff.next(), left))
 
@@ -119,7 +119,9 @@ class EtcdStore(Store):
                 if lost:
                     raise unknown() from None
                 return None
-            except RendezvousConnectionError:
+            except RendezvousConnectionError as exc:
+                if not exc.retryable:
+                    raise
                 lost[:] = [token]
                 return None
 

@@ -68,7 +68,7 @@ class SharedState:
             What the rule said, and the state as it is then.
 
         Raises:
-            RendezvousConnectionError: etcd could not be reached until the deadline.
+            RendezvousConnectionError: etcd could not be reached until the deadline, or refused the user.
             RendezvousStateError: the state is damaged or foreign.
             RendezvousTimeoutError: other nodes won every race until past the deadline.
         """
@@ -79,6 +79,8 @@ class SharedState:
             try:
                 return self._swap(rule, deadline)
             except RendezvousConnectionError as exc:
+                if not exc.retryable:
+                    raise
                 self._spare_the_others()
                 left = deadline - time.monotonic()
                 if left <= 0:

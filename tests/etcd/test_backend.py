@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 
 import pytest
@@ -76,8 +77,22 @@ def test_any_bytes_are_a_state(backend, state):
 def test_watch_returns_the_next_state(backend):
     _, first, _ = backend.set_state(b"one")
     _, second, _ = backend.set_state(b"two", first)
+    _, third, _ = backend.set_state(b"three", second)
     assert backend.watch(first, 5) == (b"two", second)
-    assert backend.watch(second, 0.2) is None
+    assert backend.watch(second, 5) == (b"three", third)
+    assert backend.watch(third, 0.2) is None
+
+
+def test_watch_waits_though_etcd_has_forgotten_when_the_state_changed(etcd, backend, run_id):
+    _, token, _ = backend.set_state(b"one")
+    client = etcd.get_client()
+    for i in range(1100):  # etcd remembers 1,000 changes
+        client.write(f"/noise/{run_id}", str(i))
+    assert backend.get_state() == (b"one", token)
+    start = time.monotonic()
+    assert backend.watch(token, 0.5) is None
+    assert time.monotonic() - start >= 0.5
+    assert backend.watch(token + 1, 5) is None  # not seen by this backend: forgotten, so ask
 
 
 def test_watch_says_to_ask_when_the_state_is_deleted(etcd, backend):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import etcd as python_etcd
 import pytest
 
-from rendezvous import RendezvousConnectionError, RendezvousParameters
+from rendezvous import RendezvousConnectionError, RendezvousParameters, get_rendezvous_handler
 from rendezvous.etcd_client import EtcdClient, key_path, translate_errors
 from rendezvous.etcd_rendezvous_backend import create_backend
 from rendezvous.etcd_server import EtcdServer
@@ -122,7 +122,15 @@ def test_a_wrong_or_no_password_is_said_to_be_refused(guarded, run_id, monkeypat
         monkeypatch.setenv("RENDEZVOUS_ETCD_PASSWORD", password)
         options["username"] = "trainer"
     params = RendezvousParameters("etcd-v2", guarded.get_endpoint(), run_id, 1, 1, **options)
-    backend, _ = create_backend(params)
-    with pytest.raises(RendezvousConnectionError, match="etcd refused the user; check the username, its password"):
-        backend.get_state()
+    backend, store = create_backend(params)
+    for call in (
+        backend.get_state,
+        lambda: backend.set_state(b"state"),
+        lambda: store.get("key"),
+        lambda: store.add("key", 1),
+        # At once, not when the time to join is up.
+        get_rendezvous_handler(params).next_rendezvous,
+    ):
+        with pytest.raises(RendezvousConnectionError, match="etcd refused the user; check the username, its password"):
+            call()
     assert "wrong" not in caplog.text
