@@ -343,12 +343,14 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._stop_heartbeats = stop.set
         weakref.finalize(self, stop.set).atexit = False
 
-    def _send_heartbeat(self) -> None:
+    def _send_heartbeat(self, stop: threading.Event) -> None:
         try:
             decision, state = self._shared.update(rules.keep_alive, _deadline(self._settings.timeout.heartbeat))
         except RendezvousError as exc:
             logger.warning("node %s failed to send a heartbeat: %s", self._node, exc)
             return
+        if stop.is_set():
+            return  # the node has left the round that this heartbeat was for
         if decision.action is Action.FINISH and state.role(self._node) in (None, Role.MISSING):
             logger.warning(
                 "node %s was taken for dead and is out of the rendezvous '%s': it sent no heartbeat for %g s",
@@ -356,7 +358,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
                 self._settings.run_id,
                 self._limits.expiry / 1000,
             )
-            self._stop_heartbeats()
+            stop.set()
 
 
 def _send_heartbeats(handler: weakref.ref[DynamicRendezvousHandler], stop: threading.Event, interval: float) -> None:
@@ -364,7 +366,7 @@ def _send_heartbeats(handler: weakref.ref[DynamicRendezvousHandler], stop: threa
         target = handler()
         if target is None:
             return
-        target._send_heartbeat()
+        target._send_heartbeat(stop)
         del target
 
 
