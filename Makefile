@@ -46,7 +46,7 @@ lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest rendezvous._core._state_c rendezvous._core._swap_c
+	$(BIN)/python -m mypy.stubtest $(addprefix rendezvous._core.,_roster_c _state_c _swap_c)
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint src/_core
 
 test-compiled: $(VENV)/.built-dev

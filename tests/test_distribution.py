@@ -56,7 +56,7 @@ def test_the_wheel_from_the_sdist_holds_the_extensions_and_no_core_of_its_own(un
     names = contents(wheel)
     assert {name.split("/")[0] for name in names} == {"rendezvous"}
     compiled = sorted(name.split("/")[-1].split(".")[0] for name in names if name.endswith((".so", ".pyd")))
-    assert compiled == ["_state_c", "_swap_c"]
+    assert compiled == ["_roster_c", "_state_c", "_swap_c"]
     assert {"rendezvous/py.typed", "rendezvous/_core/_state_c.pyi", "rendezvous/_core/_swap_c.pyi"} <= names
     assert {
         f"rendezvous/{path.relative_to(ROOT / 'src/rendezvous')}" for path in ROOT.glob("src/rendezvous/**/*.py")

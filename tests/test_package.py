@@ -37,7 +37,7 @@ def test_src_core_holds_cython_and_nothing_else():
     assert {path.suffix for path in (ROOT / "src/_core").iterdir()} <= {".pyx", ".c"}
 
 
-@pytest.mark.parametrize("module", ["state", "swap"])
+@pytest.mark.parametrize("module", ["roster", "state", "swap"])
 def test_each_compiled_module_has_a_twin_and_a_stub_with_its_names(module):
     twin = (ROOT / f"src/rendezvous/_core/_{module}_py.py").read_text()
     stub = (ROOT / f"src/rendezvous/_core/_{module}_c.pyi").read_text()
@@ -78,7 +78,7 @@ def test_without_extensions_the_pure_twin_is_used(tmp_path):
     assert result.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("broken", ["_state_c", "_swap_c"])
+@pytest.mark.parametrize("broken", ["_roster_c", "_state_c", "_swap_c"])
 def test_a_broken_extension_raises(tmp_path, broken):
     (copy_of_the_package(tmp_path) / "_core" / f"{broken}.abi3.so").write_bytes(b"not a library")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import rendezvous._core"

@@ -37,6 +37,7 @@ __all__ = [
     "join",
     "keep_alive",
     "leave",
+    "listed",
     "next_event",
     "who_is_missing",
 ]
@@ -265,15 +266,17 @@ def who_is_missing(state: State, limits: Limits) -> str:
     """Return who came, how many are needed, and who has not come back, for the message of a time-out."""
     if state.complete:
         members = [str(Node(*node)) for node in state.nodes(Role.PARTICIPANT)]
-        return f"round {state.round} is complete without this node; its members are still: {_listed(members)}"
+        return f"round {state.round} is complete without this node; its members are still: {listed(members)}"
     came = f"{state.count(Role.PARTICIPANT)} of at least {limits.min_nodes} nodes joined round {state.round}"
     missing = [str(Node(*node)) for node in state.nodes(Role.MISSING)]
     if missing:
-        return f"{came}; missing since the round before: {_listed(missing)}"
+        return f"{came}; missing since the round before: {listed(missing)}"
     joined = [str(Node(*node)) for node in state.nodes(Role.PARTICIPANT)]
-    return f"{came}: {_listed(joined) or 'none'}"
+    return f"{came}: {listed(joined) or 'none'}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Sequence[str], count: int | None = None) -> str:
+    """Return the first few of ``names`` in one line, and how many more there are of ``count`` (all) in all."""
+    shown = names[:_NAMES_SHOWN]
+    more = (len(names) if count is None else count) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

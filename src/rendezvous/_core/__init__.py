@@ -13,7 +13,7 @@ from enum import IntEnum
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__all__ = ["COMPILED", "Backoff", "Role", "State", "compare_and_swap"]
+__all__ = ["COMPILED", "Backoff", "Role", "Roster", "State", "compare_and_swap"]
 
 
 class Role(IntEnum):
@@ -35,14 +35,16 @@ def _pick(name: str) -> ModuleType:
 
 
 if TYPE_CHECKING:
+    from rendezvous._core import _roster_py as _roster
     from rendezvous._core import _state_py as _state
     from rendezvous._core import _swap_py as _swap
 else:
-    _state, _swap = _pick("state"), _pick("swap")
+    _roster, _state, _swap = _pick("roster"), _pick("state"), _pick("swap")
 
+Roster = _roster.Roster
 State = _state.State
 Backoff = _swap.Backoff
 compare_and_swap = _swap.compare_and_swap
 
-COMPILED = all(module.__name__.endswith("_c") for module in (_state, _swap))
-"""Whether both compiled modules are in use."""
+COMPILED = all(module.__name__.endswith("_c") for module in (_roster, _state, _swap))
+"""Whether all compiled modules are in use."""

@@ -1,0 +1,1 @@
+"""The coordinated rendezvous on etcd's v3 API; ``handler`` is where to begin."""

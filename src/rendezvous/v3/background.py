@@ -1,0 +1,96 @@
+"""The event loop behind the blocking interface: one a process, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["at_exit", "call", "run"]
+
+_T = TypeVar("_T")
+
+# What leaving may take when the interpreter exits, in seconds.
+_FAREWELL = 2.0
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
+_farewells: dict[object, Callable[[], Awaitable[None]]] = {}
+
+
+def _start() -> asyncio.AbstractEventLoop:
+    global _loop, _thread
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            _thread = threading.Thread(target=_loop.run_forever, name="rendezvous", daemon=True)
+            _thread.start()
+            atexit.register(_stop)
+        return _loop
+
+
+def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run ``coroutine`` on the loop and return what it does. An interrupt of the caller cancels it."""
+    future = asyncio.run_coroutine_threadsafe(coroutine, _start())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def call(function: Callable[..., object], *arguments: Any) -> None:
+    """Have the loop call ``function`` soon; nothing happens where there is no loop any more."""
+    loop = _loop
+    if loop is not None and not loop.is_closed():
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def at_exit(key: object, farewell: Callable[[], Awaitable[None]] | None) -> None:
+    """Have ``farewell`` run on the loop when the interpreter exits; None takes back what ``key`` stands for."""
+    if farewell is None:
+        _farewells.pop(key, None)
+    else:
+        _farewells[key] = farewell
+
+
+def _stop() -> None:
+    global _loop, _thread
+    loop, thread = _loop, _thread
+    if loop is None or thread is None:
+        return
+    try:
+        asyncio.run_coroutine_threadsafe(_leave(), loop).result(_FAREWELL + 1)
+    except Exception:  # the process ends: what could not be left in time is left to the leases
+        pass
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(1)
+    if not thread.is_alive():
+        loop.close()
+    _loop = _thread = None
+
+
+async def _leave() -> None:
+    partings = [asyncio.ensure_future(farewell()) for farewell in list(_farewells.values())]
+    if partings:
+        await asyncio.wait(partings, timeout=_FAREWELL)
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def _forget() -> None:
+    """In a forked child: its parent's loop and connections are not the child's."""
+    global _loop, _thread, _lock
+    _loop = _thread = None
+    _lock = threading.Lock()
+    _farewells.clear()
+    atexit.unregister(_stop)
+
+
+os.register_at_fork(after_in_child=_forget)

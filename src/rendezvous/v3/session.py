@@ -1,0 +1,90 @@
+"""A node's lease: its life in etcd. What hangs on it goes when the node does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from rendezvous.api import RendezvousConnectionError
+from rendezvous.v3.client import EtcdClient
+
+__all__ = ["Session"]
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """A lease that is kept alive until it is closed or etcd says that it is gone.
+
+    While etcd cannot be reached the session lives on: whether its lease did is for etcd to say.
+
+    Args:
+        client: the etcd cluster.
+        lease: the id of the lease.
+        ttl: seconds without a keep-alive after which etcd ends the lease.
+        interval: seconds between keep-alives.
+        on_loss: called once, where etcd has ended the lease.
+        random: jitters the keep-alives, so that the nodes' do not come in bursts.
+    """
+
+    @classmethod
+    async def open(
+        cls,
+        client: EtcdClient,
+        ttl: int,
+        interval: float,
+        on_loss: Callable[[], None],
+        random: random.Random,
+        deadline: float,
+    ) -> Session:
+        """Grant a lease and begin to keep it alive. Raises RendezvousConnectionError."""
+        return cls(client, await client.grant(ttl, deadline), ttl, interval, on_loss, random)
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        lease: int,
+        ttl: int,
+        interval: float,
+        on_loss: Callable[[], None],
+        random: random.Random,
+    ) -> None:
+        self.lease = lease
+        self.alive = True
+        self._client = client
+        self._ttl = ttl
+        self._interval = interval
+        self._on_loss = on_loss
+        self._random = random
+        self._task = asyncio.get_running_loop().create_task(self._keep_alive())
+
+    async def _keep_alive(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._interval * self._random.uniform(0.8, 1.0))
+            try:
+                if await self._client.keep_alive(self.lease, clock() + self._ttl):
+                    continue
+            except RendezvousConnectionError as exc:
+                logger.warning("the lease %x could not be kept alive: %s; trying again", self.lease, exc)
+                continue
+            self.lose()
+            return
+
+    def lose(self) -> None:
+        """Take note that etcd has ended the lease."""
+        if self.alive:
+            self.alive = False
+            self._task.cancel()
+            self._on_loss()
+
+    async def close(self, deadline: float) -> None:
+        """Revoke the lease. Where etcd cannot be reached, it ends by itself."""
+        self.alive = False
+        self._task.cancel()
+        try:
+            await self._client.revoke(self.lease, deadline)
+        except RendezvousConnectionError as exc:
+            logger.info("the lease %x could not be revoked: %s", self.lease, exc)

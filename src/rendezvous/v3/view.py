@@ -1,0 +1,134 @@
+"""What a node knows of its run: the last heard value of each key under ``ctl/``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from rendezvous.api import RendezvousStateError
+from rendezvous.v3.client import DELETE, Event, KeyValue
+from rendezvous.v3.records import Bootstrap, Closed, Keys, RoundRecord
+
+__all__ = ["Leader", "View"]
+
+logger = logging.getLogger(__name__)
+
+
+class Leader(NamedTuple):
+    """The coordinator: its node id, and the fencing token of its term."""
+
+    node_id: int
+    fence: int
+
+
+class View:
+    """The records under ``ctl/``, each as of the newest revision heard of. Hearing twice, or late, changes nothing.
+
+    Args:
+        keys: the keys of the run.
+        on_change: called after each change.
+    """
+
+    def __init__(self, keys: Keys, on_change: Callable[[], None]) -> None:
+        self._keys = keys
+        self._on_change = on_change
+        self._revisions: dict[bytes, int] = {}
+        self._waiters: set[asyncio.Future[None]] = set()
+        self.record: RoundRecord | None = None
+        self.record_revision = 0
+        self.run_lease = 0
+        self.leader: Leader | None = None
+        self.bootstrap: Bootstrap | None = None
+        self.closed: Closed | None = None
+        self.synced = False
+        """Whether what is under ``ctl/`` was ever read: until then, what is not known may still be there."""
+        self.trouble: RendezvousStateError | None = None
+        """Why the newest round record cannot be read."""
+
+    def revision(self, key: bytes) -> int:
+        """Return the revision of ``key`` as last heard; 0 where it is not there or was never heard of."""
+        return 0 if self._value(key) is None else self._revisions.get(key, 0)
+
+    def _value(self, key: bytes) -> Any:
+        return {
+            self._keys.coordinator: self.leader,
+            self._keys.round: self.record,
+            self._keys.bootstrap: self.bootstrap,
+            self._keys.closed: self.closed,
+        }.get(key)
+
+    def receive(self, events: Iterable[Event]) -> None:
+        """Take in changes."""
+        changed = False
+        for event in events:
+            changed |= self._take(event.kv, gone=event.type == DELETE)
+        if changed:
+            self.wake()
+
+    def read(self, found: Iterable[KeyValue], revision: int) -> None:
+        """Take in all that stands under ``ctl/`` at ``revision``: what is not found is gone."""
+        changed = not self.synced
+        self.synced = True
+        missing = {self._keys.coordinator, self._keys.round, self._keys.bootstrap, self._keys.closed}
+        for kv in found:
+            missing.discard(kv.key)
+            changed |= self._take(kv, gone=False)
+        for key in missing:
+            if self._revisions.get(key, 0) <= revision and self._value(key) is not None:
+                self._revisions[key] = revision
+                self._set(key, None)
+                changed = True
+        if changed:
+            self.wake()
+
+    def _take(self, kv: KeyValue, gone: bool) -> bool:
+        if kv.mod_revision <= self._revisions.get(kv.key, 0):
+            return False
+        self._revisions[kv.key] = kv.mod_revision
+        self._set(kv.key, None if gone else kv)
+        return True
+
+    def _set(self, key: bytes, kv: KeyValue | None) -> None:
+        try:
+            if key == self._keys.round:
+                self.record, self.trouble = None, None
+                if kv is not None:
+                    self.run_lease = kv.lease
+                    self.record_revision = kv.mod_revision
+                    self.record = RoundRecord.decode(key, kv.value)
+            elif key == self._keys.coordinator:
+                self.leader = None if kv is None else Leader(kv.lease, kv.create_revision)
+            elif key == self._keys.bootstrap:
+                self.bootstrap = None if kv is None else Bootstrap.decode(key, kv.value)
+            elif key == self._keys.closed:
+                self.closed = None if kv is None else Closed.decode(key, kv.value)
+        except RendezvousStateError as exc:
+            logger.error("%s", exc)
+            self.trouble = exc
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+        self._on_change()
+
+    async def change(self, timeout: float) -> None:
+        """Wait for the next change, or ``timeout`` seconds."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.add(waiter)
+        timer = loop.call_later(max(0.0, timeout), _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
