@@ -15,7 +15,14 @@ def _create_etcd_v2_handler(params: RendezvousParameters) -> RendezvousHandler:
     return create_handler(store, backend, params)
 
 
+def _create_etcd_v3_handler(params: RendezvousParameters) -> RendezvousHandler:
+    from rendezvous.v3.handler import create_handler
+
+    return create_handler(params)
+
+
 rendezvous_handler_registry.register("etcd-v2", _create_etcd_v2_handler)
+rendezvous_handler_registry.register("etcd-v3", _create_etcd_v3_handler)
 
 
 def get_rendezvous_handler(params: RendezvousParameters) -> RendezvousHandler:

@@ -14,12 +14,12 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import api as torch_api
 
-from rendezvous import api
-from rendezvous.dynamic_rendezvous import create_handler
+from rendezvous import api, dynamic_rendezvous
 from rendezvous.etcd_rendezvous_backend import create_backend
 from rendezvous.store import Store
+from rendezvous.v3 import handler as v3_handler
 
-__all__ = ["TorchHandler", "TorchStore", "TorchStoreTimeoutError", "create_etcd_v2_watch"]
+__all__ = ["TorchHandler", "TorchStore", "TorchStoreTimeoutError", "create_etcd_v2_watch", "create_etcd_v3"]
 
 
 class TorchStoreTimeoutError(dist.DistStoreError, LookupError):
@@ -210,9 +210,15 @@ def create_etcd_v2_watch(params: torch_api.RendezvousParameters) -> TorchHandler
 
     def create(serve: Callable[[str], int] | None) -> api.RendezvousHandler:
         backend, store = create_backend(ours)
-        return create_handler(store, backend, ours, serve)
+        return dynamic_rendezvous.create_handler(store, backend, ours, serve)
 
     return TorchHandler(params.backend, create)
+
+
+def create_etcd_v3(params: torch_api.RendezvousParameters) -> TorchHandler:
+    """Make the handler of torchrun's backend ``etcd-v3``."""
+    ours = _parameters(params)
+    return TorchHandler(params.backend, lambda serve: v3_handler.create_handler(ours, serve))
 
 
 def _parameters(params: Any) -> api.RendezvousParameters:

@@ -7,6 +7,7 @@ simulated etcd, so that what is tested there, the treatment of failed requests t
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -35,8 +36,13 @@ KeyValue = Any
 Event = Any
 Message = Any
 
+logger = logging.getLogger(__name__)
+
 PAGE = 1000
 """How many keys a page of a long range holds."""
+
+# After how many failures of one request the log says so.
+_PATIENT_TRIES = 5
 
 
 class EtcdError(Exception):
@@ -75,6 +81,7 @@ class Call(Enum):
     GRANT = ("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse)
     REVOKE = ("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse)
     KEEP_ALIVE = ("Lease/LeaseKeepAlive", rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse)
+    STATUS = ("Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse)
     AUTHENTICATE = ("Auth/Authenticate", rpc_pb2.AuthenticateRequest, rpc_pb2.AuthenticateResponse)
 
 
@@ -198,6 +205,8 @@ class EtcdClient(ABC):
                     refusal.retryable = False
                     raise refusal from exc
                 tries += 1
+                if tries == _PATIENT_TRIES:
+                    logger.warning("%s fails: %s; trying again", call.value[0], exc)
                 least = 0.2 if exc.busy else 0.02
                 pause = min(2.0, self._random.uniform(least, max(least, 3 * pause)))
                 if clock() + pause >= deadline:
@@ -205,6 +214,10 @@ class EtcdClient(ABC):
                         f"etcd did not answer {call.value[0]} in time ({tries} tries): {exc}"
                     ) from exc
             await asyncio.sleep(pause)
+
+    async def check(self, deadline: float) -> None:
+        """Make sure that etcd answers, and lets this user in. Raises RendezvousConnectionError."""
+        await self.request(Call.STATUS, rpc_pb2.StatusRequest(), deadline)
 
     async def range(
         self, key: bytes, end: bytes, deadline: float, revision: int = 0, serializable: bool = False

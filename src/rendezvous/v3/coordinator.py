@@ -110,14 +110,16 @@ class Table:
         return [name for node_id, name in self._members.items() if node_id not in self.nodes]
 
     def still_missing(self, names: Sequence[str]) -> list[str]:
-        """Return which of ``names``, lost members of the last round, have not come back as newcomers on their hosts."""
+        """Return which of ``names``, lost members of the last round, have not come back: themselves, or their host."""
         left = list(names)
         if left:
+            back = {candidate.record.name for candidate in self.nodes.values()}
+            left = [name for name in left if name not in back]
             newcomers = [c.record.addr for c in self.nodes.values() if c.record.last_round < self.number - 1]
             for addr in newcomers:
-                back = next((name for name in left if name.startswith(f"{addr}_")), None)
-                if back is not None:
-                    left.remove(back)
+                successor = next((name for name in left if name.startswith(f"{addr}_")), None)
+                if successor is not None:
+                    left.remove(successor)
         return left
 
     def headless(self) -> bool:
@@ -331,7 +333,7 @@ class Coordinator:
         return interval
 
     def _record(self, tally: Tally) -> RoundRecord:
-        least, most = self._limits.min_nodes, self._limits.max_nodes
+        least, most = rules.least(self._limits), self._limits.max_nodes
         if not tally.complete:
             missing = self._table.still_missing(self._missing)
             return RoundRecord(
@@ -363,7 +365,7 @@ class Coordinator:
         record = RoundRecord(
             number,
             Phase.COMPLETE,
-            min_nodes=self._limits.min_nodes,
+            min_nodes=rules.least(self._limits),
             max_nodes=self._limits.max_nodes,
             world_size=len(members),
             shards=len(shards),

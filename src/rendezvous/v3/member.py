@@ -239,7 +239,7 @@ class Member:
             if step is Step.ERROR_TIMEOUT:
                 raise RendezvousTimeoutError(
                     f"The rendezvous '{self._settings.run_id}' timed out for node {self._node.name}: {reason} "
-                    f"({timeout:g} s); {rules.blame(record, self._settings.limits.min_nodes)}."
+                    f"({timeout:g} s); {rules.blame(record, rules.least(self._settings.limits))}."
                 )
             stands_by = step is Step.STAND_BY
             if stands_by:

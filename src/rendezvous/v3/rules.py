@@ -35,6 +35,7 @@ __all__ = [
     "choose",
     "coordinate",
     "follow",
+    "least",
     "publish_interval",
     "spares",
     "usable",
@@ -84,6 +85,11 @@ class Limits:
                 f"The rendezvous configuration option 'node_unit' ({self.node_unit}) has no multiple from "
                 f"{self.min_nodes} to {self.max_nodes}, the numbers of nodes."
             )
+
+
+def least(limits: Limits) -> int:
+    """Return the least number of nodes that makes a round: whole units."""
+    return limits.min_nodes + -limits.min_nodes % limits.node_unit
 
 
 def usable(nodes: int, limits: Limits) -> int:
@@ -151,7 +157,7 @@ def coordinate(tally: Tally, limits: Limits, last_call_left: float | None) -> De
     if size + limits.node_unit > limits.max_nodes:
         return Decision(Move.COMPLETE, f"{size} nodes joined, the most that a round takes")
     if not size:
-        reason = f"{tally.newcomers} of at least {limits.min_nodes} nodes joined"
+        reason = f"{tally.newcomers} of at least {least(limits)} nodes joined"
         return Decision(Move.REST if last_call_left is None else Move.END_LAST_CALL, reason)
     if last_call_left is None:
         return Decision(Move.BEGIN_LAST_CALL, f"{tally.newcomers} nodes joined, enough for a round of {size}")

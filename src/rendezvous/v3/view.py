@@ -35,7 +35,7 @@ class View:
         self._keys = keys
         self._on_change = on_change
         self._revisions: dict[bytes, int] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self.record: RoundRecord | None = None
         self.record_revision = 0
         self.run_lease = 0
@@ -71,12 +71,11 @@ class View:
         """Take in all that stands under ``ctl/`` at ``revision``: what is not found is gone."""
         changed = not self.synced
         self.synced = True
-        missing = {self._keys.coordinator, self._keys.round, self._keys.bootstrap, self._keys.closed}
-        for kv in found:
-            missing.discard(kv.key)
-            changed |= self._take(kv, gone=False)
-        for key in missing:
-            if self._revisions.get(key, 0) <= revision and self._value(key) is not None:
+        there = {kv.key: kv for kv in found}
+        for key in (self._keys.coordinator, self._keys.round, self._keys.bootstrap, self._keys.closed):
+            if key in there:
+                changed |= self._take(there[key], gone=False)
+            elif self._revisions.get(key, 0) <= revision and self._value(key) is not None:
                 self._revisions[key] = revision
                 self._set(key, None)
                 changed = True
@@ -120,13 +119,13 @@ class View:
         """Wait for the next change, or ``timeout`` seconds."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         timer = loop.call_later(max(0.0, timeout), _wake, waiter)
         try:
             await waiter
         finally:
             timer.cancel()
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -1,0 +1,282 @@
+"""The blocking handler of the coordinated rendezvous, and how a configuration becomes one."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import os
+import random
+import socket
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+
+from rendezvous import config
+from rendezvous.api import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+from rendezvous.utils import get_free_port, parse_rendezvous_endpoints
+from rendezvous.v3 import background
+from rendezvous.v3.client import EtcdClient
+from rendezvous.v3.connection import Credentials, GrpcEtcdClient
+from rendezvous.v3.member import Member, Settings
+from rendezvous.v3.records import Keys, NodeRecord
+from rendezvous.v3.rules import Limits, RankPolicy
+from rendezvous.v3.store import EtcdStore
+
+__all__ = ["CoordinatedRendezvousHandler", "connect", "create_handler"]
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_PREFIX = "/rendezvous"
+_DEFAULT_PORT = 2379
+
+# How long an etcd that does not answer is tried when a handler is made, in seconds.
+_FIRST_CONTACT = 15.0
+_FAREWELL = 2.0
+
+_KEYS = (
+    "protocol",
+    "ssl_cert",
+    "ssl_cert_key",
+    "ca_cert",
+    "username",
+    "password",
+    "password_file",
+    "read_timeout",
+    "prefix",
+    "rank_policy",
+    "topology",
+    "rank_hint",
+    "node_unit",
+    "on_node_loss",
+    "upscale",
+)
+
+
+class CoordinatedRendezvousHandler(RendezvousHandler):
+    """Takes one node through the rounds of a run that one elected node coordinates.
+
+    Args:
+        client: the etcd cluster, on the background loop.
+        keys: the keys of the run.
+        node: what the node says of itself.
+        settings: how it takes part.
+        join_timeout: seconds within which a round must be complete.
+        close_timeout: seconds within which closing must succeed.
+        serve: called on rank 0 of each round with this node's address; starts what the workers meet at and
+            returns its port. A free port is published unless given.
+    """
+
+    _local_ids: ClassVar = itertools.count()
+    _stores: ClassVar = itertools.count()
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        keys: Keys,
+        node: NodeRecord,
+        settings: Settings,
+        join_timeout: float = 600.0,
+        close_timeout: float = 30.0,
+        serve: Callable[[str], int] | None = None,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._node = node
+        self._settings = settings
+        self._join_timeout = join_timeout
+        self._close_timeout = close_timeout
+        self._serve = functools.partial(serve, node.addr) if serve is not None else get_free_port
+        self._member = Member(client, keys, node, settings, random.Random())
+        # A process that ends, or forgets the handler, leaves at once: the others need not wait for its lease to end.
+        farewell = functools.partial(self._member.leave, _FAREWELL)
+        background.at_exit(self._member, farewell)
+        self._finalizer = weakref.finalize(self, _abandon, self._member, farewell)
+        self._finalizer.atexit = False
+
+    @property
+    def node(self) -> NodeRecord:
+        """What this node says of itself."""
+        return self._node
+
+    def get_backend(self) -> str:
+        """See :meth:`RendezvousHandler.get_backend`."""
+        return "etcd-v3"
+
+    def get_run_id(self) -> str:
+        """See :meth:`RendezvousHandler.get_run_id`."""
+        return self._settings.run_id
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """See :meth:`RendezvousHandler.next_rendezvous`."""
+        place, bootstrap = background.run(self._member.join(self._join_timeout, self._serve))
+        logger.info(
+            "node %s joined round %d of the rendezvous '%s' as rank %d of %d",
+            self._node.name,
+            place.round,
+            self._settings.run_id,
+            place.rank,
+            place.world_size,
+        )
+        client_id = f"{self._member.node_id or 0:x}-{next(self._stores)}"
+        store = EtcdStore(self._client, self._keys, place.round, place.run_lease, place.revision, client_id)
+        return RendezvousInfo(store, place.rank, place.world_size, RendezvousStoreInfo(bootstrap.addr, bootstrap.port))
+
+    def is_closed(self) -> bool:
+        """See :meth:`RendezvousHandler.is_closed`. A node that has joined answers without asking etcd."""
+        if self._member.view.synced:
+            return self._member.is_closed()
+        return background.run(self._ask_whether_closed())
+
+    async def _ask_whether_closed(self) -> bool:
+        deadline = asyncio.get_running_loop().time() + self._close_timeout
+        found, _ = await self._client.range(self._keys.closed, b"", deadline)
+        return bool(found)
+
+    def num_nodes_waiting(self) -> int:
+        """See :meth:`RendezvousHandler.num_nodes_waiting`. Answers without asking etcd."""
+        return self._member.num_nodes_waiting()
+
+    def set_closed(self) -> None:
+        """See :meth:`RendezvousHandler.set_closed`."""
+        self.close("a node closed it")
+
+    def close(self, reason: str) -> None:
+        """Close the rendezvous for all nodes, for good, and say why. Raises RendezvousConnectionError."""
+
+        async def close() -> None:
+            await self._member.close(reason, asyncio.get_running_loop().time() + self._close_timeout)
+
+        background.run(close())
+
+    def shutdown(self) -> bool:
+        """See :meth:`RendezvousHandler.shutdown`."""
+        try:
+            self.close("a node shut it down")
+            closed = True
+        except RendezvousError as exc:
+            logger.warning("the rendezvous '%s' could not be closed: %s", self._settings.run_id, exc)
+            closed = False
+        background.run(self._member.leave(_FAREWELL))
+        return closed
+
+
+def _abandon(member: Member, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    background.at_exit(member, None)
+    background.call(lambda: asyncio.ensure_future(farewell()))
+
+
+# From a configuration.
+
+_clients: dict[tuple[object, ...], EtcdClient] = {}
+os.register_at_fork(after_in_child=_clients.clear)
+
+
+def connect(params: RendezvousParameters) -> EtcdClient:
+    """Return the client for the etcd that ``params`` name: one a process for the same endpoints and credentials.
+
+    Configuration: ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``, ``ca_cert`` (paths of PEM files),
+    ``username``, and ``password_file`` or the environment variable ``RENDEZVOUS_ETCD_PASSWORD``.
+
+    Raises:
+        RendezvousConnectionError: no endpoint answers, or etcd refused the user.
+        ValueError: a value is malformed.
+    """
+    endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
+    username = config.text(params, "username")
+    password = config.password(params) or config.text(params, "password")
+    if username and not password:
+        raise ValueError(
+            "The rendezvous configuration option 'username' needs a password: name a file that holds it with "
+            f"'password_file', or set the environment variable {config.PASSWORD_VARIABLE}."
+        )
+    credentials = Credentials(
+        tls=config.one_of(params, "protocol", ("http", "https")) == "https",
+        ca_cert=_content(params, "ca_cert"),
+        cert=_content(params, "ssl_cert"),
+        key=_content(params, "ssl_cert_key"),
+        username=username,
+        password=password if username else None,
+    )
+    if (credentials.cert is None) != (credentials.key is None):
+        raise ValueError(
+            "The rendezvous configuration options 'ssl_cert' and 'ssl_cert_key' go together: give both or none."
+        )
+    patience = min(_FIRST_CONTACT, config.positive_int(params, "read_timeout", 60))
+    return background.run(_connect(endpoints, credentials, patience))
+
+
+def _content(params: RendezvousParameters, key: str) -> bytes | None:
+    path = config.existing_file(params, key)
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
+async def _connect(endpoints: list[tuple[str, int]], credentials: Credentials, patience: float) -> EtcdClient:
+    identity = (tuple(endpoints), credentials)
+    client = _clients.get(identity)
+    if client is None:
+        client = GrpcEtcdClient(endpoints, credentials)
+        try:
+            await client.check(asyncio.get_running_loop().time() + patience)
+        except RendezvousConnectionError:
+            await client.close()
+            raise
+        _clients[identity] = client
+    return client
+
+
+def create_handler(
+    params: RendezvousParameters, serve: Callable[[str], int] | None = None
+) -> CoordinatedRendezvousHandler:
+    """Make a handler from a configuration.
+
+    Configuration, beside that of :func:`connect`: ``join_timeout`` (600), ``last_call_timeout`` (30),
+    ``close_timeout`` (30), ``keep_alive_interval`` (5), all in whole seconds; ``keep_alive_max_attempt`` (3);
+    ``prefix`` of all keys (/rendezvous); ``rank_policy`` (host, stable or arrival); ``topology``, a path such as
+    ``pod1/rack3/switch2``; ``rank_hint``, an integer; ``node_unit`` (1); ``on_node_loss`` (reform or ignore);
+    ``upscale`` (true). ``heartbeat_timeout`` is accepted and has no meaning here.
+
+    Raises:
+        RendezvousConnectionError: no endpoint answers, or etcd refused the user.
+        ValueError: a value is malformed or out of range.
+    """
+    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *_KEYS))
+    keys = Keys(config.text(params, "prefix") or _DEFAULT_PREFIX, params.run_id)
+    limits = Limits(
+        params.min_nodes,
+        params.max_nodes,
+        config.positive_int(params, "last_call_timeout", 30),
+        config.positive_int(params, "node_unit", 1),
+        params.get_as_bool("upscale", True) is not False,
+        config.one_of(params, "on_node_loss", ("reform", "ignore")) == "reform",
+        RankPolicy(config.one_of(params, "rank_policy", [policy.value for policy in RankPolicy])),
+    )
+    interval = config.positive_int(params, "keep_alive_interval", 5)
+    ttl = interval * config.positive_int(params, "keep_alive_max_attempt", 3)
+    node = NodeRecord(
+        params.local_addr or socket.getfqdn(),
+        os.getpid(),
+        next(CoordinatedRendezvousHandler._local_ids),
+        topology=config.text(params, "topology") or "",
+        rank_hint=params.get_as_int("rank_hint"),
+    )
+    return CoordinatedRendezvousHandler(
+        connect(params),
+        keys,
+        node,
+        Settings(params.run_id, limits, interval, ttl),
+        config.positive_int(params, "join_timeout", 600),
+        config.positive_int(params, "close_timeout", 30),
+        serve,
+    )

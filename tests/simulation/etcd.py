@@ -1,0 +1,217 @@
+"""A simulated etcd: revisions, history, transactions, leases, watches and compaction, on the loop's clock.
+
+It does what etcd documents for its v3 API, for the requests that the protocol makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+from pyetcd.etcdrpc import kv_pb2, rpc_pb2
+
+from rendezvous.v3.client import Call, EtcdError
+
+Message = Any
+
+
+def _within(key: bytes, start: bytes, end: bytes) -> bool:
+    if not end:
+        return key == start
+    return start <= key and (end == b"\0" or key < end)
+
+
+class Etcd:
+    """One cluster that never disagrees with itself.
+
+    Args:
+        watch_out: called with the writer and the keys after each request that changed something.
+    """
+
+    def __init__(self, watch_out: Callable[[Any, list[bytes]], None] = lambda writer, keys: None) -> None:
+        self.revision = 1
+        self.compacted = 0
+        self.current: dict[bytes, Any] = {}
+        self.events: list[tuple[int, Any]] = []
+        self.leases: dict[int, tuple[int, asyncio.TimerHandle]] = {}
+        self._last_lease = 7_587_880_000_000_000_000
+        self._changed: set[asyncio.Future[None]] = set()
+        self._watch_out = watch_out
+
+    # Requests.
+
+    def handle(self, call: Call, request: Message, writer: Any) -> Message:
+        """Apply one request and return etcd's answer. Raises EtcdError."""
+        before = self.revision
+        if call is Call.RANGE:
+            answer = self._range(request)
+        elif call is Call.TXN:
+            self._check_duplicates(request)
+            answer = self._txn(request, self.revision + 1)
+        elif call is Call.DELETE:
+            answer = rpc_pb2.DeleteRangeResponse(deleted=self._delete(request.key, request.range_end, before + 1))
+        elif call is Call.GRANT:
+            answer = self._grant(request)
+        elif call is Call.REVOKE:
+            answer = self._revoke(request.ID)
+        elif call is Call.KEEP_ALIVE:
+            answer = self._keep_alive(request.ID)
+        else:
+            raise AssertionError(f"the protocol does not send {call}")
+        self._settle(before, writer)
+        answer.header.revision = self.revision
+        return answer
+
+    def _settle(self, before: int, writer: Any) -> None:
+        if self.events and self.events[-1][0] > before:
+            self.revision = self.events[-1][0]
+            self._watch_out(writer, [event.kv.key for revision, event in self.events_since(before + 1)])
+            waiting, self._changed = self._changed, set()
+            for future in sorted(waiting, key=lambda f: f.number):  # type: ignore[attr-defined]
+                if not future.done():
+                    future.set_result(None)
+
+    def _range(self, request: Message) -> Message:
+        if request.revision and request.revision < self.compacted:
+            raise EtcdError("mvcc: required revision has been compacted", compacted=True)
+        if request.revision > self.revision:
+            raise EtcdError("mvcc: required revision is a future revision", retryable=True)
+        keys = self.current if not request.revision else self._at(request.revision)
+        found = [keys[key] for key in sorted(keys) if _within(key, request.key, request.range_end)]
+        more = bool(request.limit) and len(found) > request.limit
+        return rpc_pb2.RangeResponse(kvs=found[: request.limit or None], more=more, count=len(found))
+
+    def _at(self, revision: int) -> dict[bytes, Any]:
+        keys: dict[bytes, Any] = {}
+        for _, event in self.events[: bisect_right(self.events, revision, key=lambda pair: pair[0])]:
+            if event.type == kv_pb2.Event.PUT:
+                keys[event.kv.key] = event.kv
+            else:
+                keys.pop(event.kv.key, None)
+        return keys
+
+    def _put(self, request: Message, revision: int) -> Message:
+        if request.lease and request.lease not in self.leases:
+            raise EtcdError("etcdserver: requested lease not found", lease_is_gone=True)
+        old = self.current.get(request.key)
+        kv = kv_pb2.KeyValue(
+            key=request.key,
+            value=old.value if request.ignore_value else request.value,
+            lease=old.lease if request.ignore_lease else request.lease,
+            create_revision=revision if old is None else old.create_revision,
+            mod_revision=revision,
+            version=1 if old is None else old.version + 1,
+        )
+        self.current[request.key] = kv
+        self.events.append((revision, kv_pb2.Event(type=kv_pb2.Event.PUT, kv=kv)))
+        return rpc_pb2.PutResponse(prev_kv=old if request.prev_kv else None)
+
+    def _delete(self, key: bytes, end: bytes, revision: int) -> int:
+        gone = sorted(each for each in self.current if _within(each, key, end))
+        for each in gone:
+            del self.current[each]
+            kv = kv_pb2.KeyValue(key=each, mod_revision=revision)
+            self.events.append((revision, kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=kv)))
+        return len(gone)
+
+    def _check_duplicates(self, request: Message) -> None:
+        for branch in (request.success, request.failure):
+            puts = [op.request_put.key for op in branch if op.HasField("request_put")]
+            deletes = [op.request_delete_range for op in branch if op.HasField("request_delete_range")]
+            clash = any(_within(key, each.key, each.range_end) for key in puts for each in deletes)
+            if clash or len(set(puts)) != len(puts):
+                raise EtcdError("etcdserver: duplicate key given in txn request")
+
+    def _txn(self, request: Message, revision: int) -> Message:
+        succeeded = all(self._holds(compare) for compare in request.compare)
+        answer = rpc_pb2.TxnResponse(succeeded=succeeded)
+        branch = request.success if succeeded else request.failure
+        for op in branch:  # etcd checks the leases of all puts before it applies one
+            lease = op.request_put.lease
+            if op.HasField("request_put") and lease and lease not in self.leases:
+                raise EtcdError("etcdserver: requested lease not found", lease_is_gone=True)
+        for op in branch:
+            response = answer.responses.add()
+            if op.HasField("request_range"):
+                response.response_range.CopyFrom(self._range(op.request_range))
+            elif op.HasField("request_put"):
+                response.response_put.CopyFrom(self._put(op.request_put, revision))
+            elif op.HasField("request_delete_range"):
+                gone = self._delete(op.request_delete_range.key, op.request_delete_range.range_end, revision)
+                response.response_delete_range.deleted = gone
+            else:
+                response.response_txn.CopyFrom(self._txn(op.request_txn, revision))
+        return answer
+
+    def _holds(self, compare: Message) -> bool:
+        target = {0: "version", 1: "create_revision", 2: "mod_revision", 3: "value"}[compare.target]
+        kv = self.current.get(compare.key)
+        if kv is None and target == "value":
+            return False
+        value = getattr(kv, target) if kv is not None else 0
+        wanted = getattr(compare, target)
+        return {0: value == wanted, 1: value > wanted, 2: value < wanted, 3: value != wanted}[compare.result]
+
+    # Leases.
+
+    def _grant(self, request: Message) -> Message:
+        self._last_lease += 1
+        self._arm(self._last_lease, request.TTL)
+        return rpc_pb2.LeaseGrantResponse(ID=self._last_lease, TTL=request.TTL)
+
+    def _arm(self, lease: int, ttl: int) -> None:
+        if lease in self.leases:
+            self.leases[lease][1].cancel()
+        self.leases[lease] = (ttl, asyncio.get_running_loop().call_later(ttl, self._expire, lease))
+
+    def _expire(self, lease: int) -> None:
+        before = self.revision
+        self._end(lease)
+        self._settle(before, None)
+
+    def _end(self, lease: int) -> None:
+        self.leases.pop(lease)[1].cancel()
+        for key in sorted(key for key, kv in self.current.items() if kv.lease == lease):
+            self._delete(key, b"", self.revision + 1)
+
+    def _revoke(self, lease: int) -> Message:
+        if lease not in self.leases:
+            raise EtcdError("etcdserver: requested lease not found", lease_is_gone=True)
+        self._end(lease)
+        return rpc_pb2.LeaseRevokeResponse()
+
+    def _keep_alive(self, lease: int) -> Message:
+        ttl = self.leases[lease][0] if lease in self.leases else 0
+        if ttl:
+            self._arm(lease, ttl)
+        return rpc_pb2.LeaseKeepAliveResponse(ID=lease, TTL=ttl)
+
+    def change_leader(self) -> None:
+        """Give all leases their full time again, as a new leader does."""
+        for lease, (ttl, _) in list(self.leases.items()):
+            self._arm(lease, ttl)
+
+    # History.
+
+    def compact(self, revision: int) -> None:
+        """Forget what was before ``revision``."""
+        self.compacted = max(self.compacted, revision)
+
+    def events_since(self, revision: int) -> list[tuple[int, Any]]:
+        """Return the changes from ``revision`` on, each with its revision."""
+        at = len(self.events)
+        while at > 0 and self.events[at - 1][0] >= revision:
+            at -= 1
+        return self.events[at:]
+
+    async def change(self, number: int) -> None:
+        """Wait for the next change; ``number`` orders those who wait."""
+        future = asyncio.get_running_loop().create_future()
+        future.number = number  # type: ignore[attr-defined]
+        self._changed.add(future)
+        try:
+            await future
+        finally:
+            self._changed.discard(future)

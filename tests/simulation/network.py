@@ -1,0 +1,160 @@
+"""The way between a node and the simulated etcd, with all that can happen on it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rendezvous.v3.client import Call, EtcdClient, EtcdError, Event, Message, Watch
+from tests.simulation.etcd import Etcd, _within
+
+
+@dataclass
+class Weather:
+    """What the network and etcd do to all nodes at the moment.
+
+    Attributes:
+        outage: etcd has no leader.
+        storm: the part of requests that etcd refuses as too many.
+        loss: the part of requests that do not arrive.
+        amnesia: the part of requests that are applied and not answered.
+        repeats: the part of watch deliveries that come twice.
+        latency: seconds, at most, of each way.
+    """
+
+    outage: bool = False
+    storm: float = 0.0
+    loss: float = 0.0
+    amnesia: float = 0.0
+    repeats: float = 0.0
+    latency: float = 0.005
+
+
+class Link(EtcdClient):
+    """One process's client.
+
+    Attributes:
+        cut: nothing gets through.
+        slowness: how many times slower than others'.
+        hook: called before and after each request is applied; it may cut or kill.
+    """
+
+    def __init__(self, etcd: Etcd, weather: Weather, owner: Any, rng: random.Random) -> None:
+        super().__init__(rng)
+        self._etcd = etcd
+        self._weather = weather
+        self._owner = owner
+        self._rng = rng
+        self.cut = False
+        self.dead = False
+        self.slowness = 1.0
+        self.hook: Callable[[str, Call, Message], None] = lambda stage, call, request: None
+        self.requests = 0
+        self._watches: dict[_LinkWatch, None] = {}
+
+    async def close(self) -> None:
+        self.dead = True
+
+    async def pause(self) -> None:
+        await asyncio.sleep(self._rng.uniform(0.0005, self._weather.latency) * self.slowness)
+
+    async def _attempt(self, call: Call, request: Message, timeout: float) -> Message:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout
+        self.requests += 1
+        await self.pause()
+        if self.dead:
+            raise asyncio.CancelledError
+        if self.cut or self._rng.random() < self._weather.loss:
+            await asyncio.sleep(max(0.0, ends - loop.time()) if self.cut else 0.1)
+            raise EtcdError("unavailable", retryable=True)
+        if self._weather.outage:
+            raise EtcdError("etcdserver: no leader", retryable=True)
+        if self._rng.random() < self._weather.storm:
+            raise EtcdError("etcdserver: too many requests", retryable=True, busy=True)
+        self.hook("before", call, request)
+        if self.dead:
+            raise asyncio.CancelledError
+        answer = self._etcd.handle(call, request, self._owner)
+        self.hook("after", call, request)
+        if self._rng.random() < self._weather.amnesia:
+            raise EtcdError("the connection broke", retryable=True)
+        await self.pause()
+        if self.cut:
+            await asyncio.sleep(max(0.0, ends - loop.time()))
+            raise EtcdError("deadline exceeded", retryable=True)
+        return answer
+
+    async def watch(
+        self,
+        key: bytes,
+        end: bytes,
+        receive: Callable[[Sequence[Event]], None],
+        lost: Callable[[], None],
+        deadline: float,
+        revision: int = 0,
+    ) -> Watch:
+        loop = asyncio.get_running_loop()
+        while self.cut or self._weather.outage:
+            if loop.time() > deadline:
+                from rendezvous.api import RendezvousConnectionError
+
+                raise RendezvousConnectionError("etcd did not begin a watch in time")
+            await asyncio.sleep(0.2)
+        await self.pause()
+        watch = _LinkWatch(self, key, end, receive, lost, revision or self._etcd.revision + 1)
+        self._watches[watch] = None
+        watch.task = loop.create_task(watch.run())
+        await self.pause()
+        return watch
+
+
+class _LinkWatch(Watch):
+    _numbers = 0
+
+    def __init__(
+        self,
+        link: Link,
+        key: bytes,
+        end: bytes,
+        receive: Callable[[Sequence[Event]], None],
+        lost: Callable[[], None],
+        revision: int,
+    ) -> None:
+        self._link, self._key, self._end = link, key, end
+        self._receive, self._lost = receive, lost
+        self._next = revision
+        self.task: asyncio.Task[None] | None = None
+        type(self)._numbers += 1
+        self._number = type(self)._numbers
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    async def run(self) -> None:
+        link, etcd, last = self._link, self._link._etcd, []
+        while True:
+            while link.cut or link._weather.outage:
+                await asyncio.sleep(0.1)
+            if self._next < etcd.compacted:
+                self._lost()
+                return
+            batch = [event for _, event in etcd.events_since(self._next)]
+            if not batch:
+                await etcd.change(self._number)
+                await link.pause()
+                continue
+            self._next = etcd.revision + 1
+            batch = [event for event in batch if _within(event.kv.key, self._key, self._end)]
+            if batch:
+                await link.pause()
+                while link.cut:
+                    await asyncio.sleep(0.1)
+                if last and link._rng.random() < link._weather.repeats:
+                    self._receive(last)
+                self._receive(batch)
+                last = batch
