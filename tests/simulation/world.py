@@ -18,12 +18,14 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyetcd.etcdrpc import rpc_pb2
+
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousError, RendezvousTimeoutError
 from rendezvous.v3 import coordinator, rules
-from rendezvous.v3.client import Call
+from rendezvous.v3.client import Call, put_op
 from rendezvous.v3.member import Member, Place, Settings
-from rendezvous.v3.records import Keys, NodeRecord, RoundRecord
+from rendezvous.v3.records import Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.v3.rules import Limits, RankPolicy
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
@@ -58,6 +60,8 @@ class Plan:
     shard_nodes: int
     """How many nodes a shard of the roster takes, and how many operations a transaction: few, so that all have many."""
     operations: int
+    close_at_completion: bool
+    """Another node closes just before the coordinator writes the roster of the second round."""
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -92,7 +96,17 @@ class Plan:
             repeats=rng.choice([0.0, 0.3]),
             latency=rng.choice([0.002, 0.01, 0.3]),
         )
-        return cls(seed, limits, hosts, sorted(events), kill, weather, rng.choice([1, 2, 128]), rng.choice([1, 2, 100]))
+        return cls(
+            seed,
+            limits,
+            hosts,
+            sorted(events),
+            kill,
+            weather,
+            rng.choice([1, 2, 128]),
+            rng.choice([1, 2, 100]),
+            rng.random() < 0.05,
+        )
 
 
 @dataclass(eq=False)
@@ -221,6 +235,11 @@ class World:
                 task.cancel()
 
     def watch_coordinator(self, node: Node, stage: str, call: Call, request: Any) -> None:
+        if self.plan.close_at_completion and stage == "before" and call is Call.TXN and self.closed_at is None:
+            written = [op.request_put.key for op in request.success]
+            if any(key.startswith(self.keys.of_round("roster", 1)) for key in written):
+                closed = put_op(self.keys.closed, Closed("enough", "someone").encode())
+                self.etcd.handle(Call.TXN, rpc_pb2.TxnRequest(success=[closed]), None)
         kill = self.plan.kill_coordinator_at
         if kill is None or self.calm or call is not Call.TXN or stage != kill[0]:
             return
@@ -381,6 +400,8 @@ class World:
             self.fail("liveness", f"no round is complete: {record}")
             return
         inside = [node for node in live if node.place is not None and node.place.round == record.round]
+        if not self.plan.limits.reform_on_loss and any(node.member.node_id is None for node in inside):
+            return  # by the user's wish nobody leaves for a member that lost its lease and may well go on
         size = rules.usable(len(live), self.plan.limits)
         if len(inside) != record.world_size and self.plan.limits.reform_on_loss:
             self.fail("liveness", f"{len(inside)} of the {record.world_size} members of round {record.round} are left")

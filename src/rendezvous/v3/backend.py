@@ -1,0 +1,207 @@
+"""The state blob on etcd's v3 API: for the dynamic rendezvous, torch's or our own, on an etcd without the v2 API.
+
+The key ``<prefix>/<run id>/state`` holds sixteen bytes that are new with every write, and the state. A write whose
+answer is lost is sent again; where it has lost the race against itself, those bytes tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Sequence
+
+from rendezvous import config
+from rendezvous.api import RendezvousParameters, RendezvousStateError
+from rendezvous.backend import RendezvousBackend, Token
+from rendezvous.v3 import background
+from rendezvous.v3.client import DELETE, EtcdClient, EtcdError, Event, KeyValue, compare, get_op, put_op
+from rendezvous.v3.records import Keys
+from rendezvous.v3.store import EtcdStore
+
+__all__ = ["EtcdRendezvousBackend", "create_backend"]
+
+_DEFAULT_PREFIX = "/rendezvous"
+_DEFAULT_TTL = 7200
+_DEFAULT_TIMEOUT = 5
+_NONCE = 16
+_LARGEST_REVISION = 2**63 - 1
+
+
+class EtcdRendezvousBackend(RendezvousBackend):
+    """Keeps the state under one key of etcd's v3 API.
+
+    The fencing token is the key's revision. The backend knows nothing of what the state means: it also works beneath
+    torch's own ``DynamicRendezvousHandler``.
+
+    Args:
+        client: the etcd cluster, on the background loop.
+        keys: the keys of the run.
+        ttl: after how many seconds without a write etcd deletes the state, or somewhat less; two hours unless given.
+        timeout: seconds for which a request that etcd does not answer is tried again. Whoever takes silent nodes for
+            dead should hear of an outage that is longer than their silence may be: 5 s unless given.
+    """
+
+    def __init__(
+        self, client: EtcdClient, keys: Keys, ttl: int | None = None, timeout: float = _DEFAULT_TIMEOUT
+    ) -> None:
+        self._client = client
+        self._key = keys.root + b"state"
+        self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
+        self._timeout = timeout
+        self._lease = 0
+        self._renewed_at = 0.0
+        self._seen: tuple[Token, int] = (None, 0)
+
+    @property
+    def name(self) -> str:
+        """See :attr:`RendezvousBackend.name`."""
+        return "etcd-v3"
+
+    def get_state(self) -> tuple[bytes, Token] | None:
+        """See :meth:`RendezvousBackend.get_state`."""
+        return background.run(self._get())
+
+    def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
+        """See :meth:`RendezvousBackend.set_state`."""
+        return background.run(self._set(state, token))
+
+    def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
+        """See :meth:`RendezvousBackend.watch`. Returns the oldest change since ``token``, where etcd has it still."""
+        return background.run(self._watch(token, timeout))
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._timeout
+
+    async def _get(self) -> tuple[bytes, int] | None:
+        found, revision = await self._client.range(self._key, b"", self._deadline())
+        return self._state(found[0], revision) if found else None
+
+    def _state(self, kv: KeyValue, revision: int = 0) -> tuple[bytes, int]:
+        """Return the state and its token, as they stand in etcd at ``revision``."""
+        value: bytes = kv.value
+        token: int = kv.mod_revision
+        if len(value) < _NONCE:
+            raise RendezvousStateError(
+                f"the etcd key '{self._key.decode()}' holds {value!r}, which is not a state of a rendezvous: something "
+                f"else wrote it"
+            )
+        self._seen = (token, max(token, revision))
+        return value[_NONCE:], token
+
+    async def _set(self, state: bytes, token: Token | None) -> tuple[bytes, int, bool] | None:
+        replaced = _revision(token) if token else 0
+        if replaced is None:
+            return await self._get_unset()
+        nonce, deadline = os.urandom(_NONCE), self._deadline()
+        await self._have_lease(deadline)
+        while True:
+            try:
+                answer = await self._client.txn(
+                    [compare(self._key, "mod_revision", replaced)],
+                    [put_op(self._key, nonce + state, self._lease)],
+                    [get_op(self._key)],
+                    deadline=deadline,
+                )
+                break
+            except EtcdError as exc:
+                if not exc.lease_is_gone:
+                    raise
+                self._lease = 0
+                await self._have_lease(deadline)
+        revision: int = answer.header.revision
+        if answer.succeeded:
+            self._seen = (revision, revision)
+            return state, revision, True
+        found = answer.responses[0].response_range.kvs
+        if not found:
+            return None
+        return *self._state(found[0], revision), found[0].value.startswith(nonce)
+
+    async def _get_unset(self) -> tuple[bytes, int, bool] | None:
+        current = await self._get()
+        return None if current is None else (*current, False)
+
+    async def _have_lease(self, deadline: float) -> None:
+        """Make sure of a lease that lasts for about the TTL from now on, as far as is known."""
+        now = asyncio.get_running_loop().time()
+        if self._lease:
+            if now - self._renewed_at < self._ttl / 10:
+                return
+            if await self._client.keep_alive(self._lease, deadline):
+                self._renewed_at = now
+                return
+        self._lease = await self._client.grant(self._ttl, deadline)
+        self._renewed_at = now
+
+    async def _watch(self, token: Token, timeout: float) -> tuple[bytes, int] | None:
+        loop = asyncio.get_running_loop()
+        known, deadline = _revision(token), loop.time() + timeout
+        if known is None:
+            return None
+        # For a watch from long ago etcd goes through all that was written since, by whomever.
+        start = self._seen[1] if self._seen[0] == known else known
+        while True:
+            over: asyncio.Future[KeyValue | None] = loop.create_future()
+            forgotten = False
+
+            def end(kv: KeyValue | None, over: asyncio.Future[KeyValue | None] = over) -> None:
+                if not over.done():
+                    over.set_result(kv)
+
+            def receive(events: Sequence[Event]) -> None:
+                end(None if events[0].type == DELETE else events[0].kv)  # noqa: B023 - cancelled before the next
+
+            def lost() -> None:
+                nonlocal forgotten
+                forgotten = True
+                end(None)  # noqa: B023
+
+            limit = max(deadline, self._deadline())
+            watch = await self._client.watch(self._key, b"", receive, lost, limit, start + 1)
+            timer = loop.call_at(deadline, end, None)
+            try:
+                kv = await over
+            finally:
+                timer.cancel()
+                watch.cancel()
+            if kv is not None:
+                return self._state(kv)
+            if not forgotten:
+                return None
+            found, start = await self._client.range(self._key, b"", self._deadline())
+            if not found:
+                return None
+            current = self._state(found[0], start)
+            if current[1] != known:
+                return current
+
+
+def _revision(token: Token) -> int | None:
+    """Return the revision that ``token`` stands for, or None where it can be none."""
+    try:
+        revision = int(token)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return revision if 0 < revision <= _LARGEST_REVISION else None
+
+
+def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    """Connect to etcd and return the backend and the store of a job.
+
+    The store is one for all rounds: the dynamic rendezvous sets its keys apart by round. They outlive the job.
+
+    Configuration: that of :func:`rendezvous.v3.handler.connect`; ``prefix`` of all keys (/rendezvous);
+    ``read_timeout`` (seconds, 5).
+
+    Raises:
+        RendezvousConnectionError: no endpoint answers, or etcd refused the user.
+        ValueError: a value is malformed or out of range.
+    """
+    from rendezvous.v3.handler import connect
+
+    keys = Keys(config.text(params, "prefix") or _DEFAULT_PREFIX, params.run_id)
+    timeout = config.positive_int(params, "read_timeout", _DEFAULT_TIMEOUT)
+    client = connect(params)
+    store = EtcdStore(client, keys, number=0, lease=0, since=0, client_id=uuid.uuid4().hex)
+    return EtcdRendezvousBackend(client, keys, timeout=timeout), store

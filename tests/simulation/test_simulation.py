@@ -1,0 +1,150 @@
+"""The protocol in the simulation: many seeds, the seeds of past faults, and faults made on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+from rendezvous._core import COMPILED
+from rendezvous.v3 import coordinator, member, rules
+from rendezvous.v3.client import compare, put_op
+from rendezvous.v3.rules import Decision, Move
+from tests.simulation.world import Violation, simulate
+
+# The whole number with the compiled core; with the pure one enough to see that it does the same.
+SEEDS = 2000 if COMPILED else 200
+CHUNK = 50
+
+
+def violations(seeds: range) -> list[str]:
+    found = []
+    for seed in seeds:
+        try:
+            simulate(seed)
+        except Violation as exc:
+            found.append(str(exc))
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_the_invariants_hold_for_every_seed():
+    chunks = [range(first, min(first + CHUNK, SEEDS)) for first in range(0, SEEDS, CHUNK)]
+    with ProcessPoolExecutor() as pool:
+        assert [text for found in pool.map(violations, chunks) for text in found] == []
+
+
+def test_a_seed_always_gives_the_same_transcript():
+    transcripts: list[list[str]] = [[], []]
+    for transcript in transcripts:
+        simulate(7, transcript)
+    assert transcripts[0] == transcripts[1]
+    assert len(transcripts[0]) > 10
+
+
+# Faults made on purpose. Each must be noticed, or the invariants above say little.
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def without_the_fence() -> Iterator[None]:
+    original = coordinator.Coordinator.__init__
+
+    def init(self: Any, client: Any, keys: Any, limits: Any, fence: int) -> None:
+        original(self, client, keys, limits, fence)
+        self._fence = compare(keys.root + b"nothing", "create_revision", 0)
+
+    with patched(coordinator.Coordinator, "__init__", init), patched(member.Member, "_stop_coordinating", forget):
+        yield
+
+
+def forget(self: Any) -> None:
+    self._coordination = None
+
+
+@contextlib.contextmanager
+def opening_early() -> Iterator[None]:
+    original = rules.coordinate
+
+    def coordinate(tally: Any, limits: Any, left: float | None) -> Decision:
+        if tally.complete and tally.returned and not tally.closed:
+            return Decision(Move.OPEN, "a member has left")
+        return original(tally, limits, left)
+
+    with patched(rules, "coordinate", coordinate):
+        yield
+
+
+@contextlib.contextmanager
+def forgetting_the_lost() -> Iterator[None]:
+    original = coordinator.Table.tally
+    with patched(coordinator.Table, "tally", lambda self, closed: original(self, closed)._replace(lost=0)):
+        yield
+
+
+@contextlib.contextmanager
+def counting_spares_as_waiting() -> Iterator[None]:
+    with patched(rules, "_room_for_newcomers", lambda tally, limits: True):
+        yield
+
+
+@contextlib.contextmanager
+def publishing_the_record_before_the_shards() -> Iterator[None]:
+    async def put_record(self: Any, record: Any, with_it: Any = ()) -> None:
+        if await self._write([put_op(self._keys.round, record.encode(), self._run_lease)]):
+            self._published = record
+        if with_it:
+            await self._write(with_it)
+
+    with patched(coordinator.Coordinator, "_put_record", put_record):
+        yield
+
+
+@contextlib.contextmanager
+def completing_though_closed() -> Iterator[None]:
+    original = coordinator.Coordinator._write
+
+    async def write(self: Any, operations: Any, *conditions: Any) -> bool:
+        return await original(self, operations)
+
+    with (
+        patched(coordinator.Coordinator, "_write", write),
+        patched(
+            coordinator.Table, "tally", lambda self, closed, original=coordinator.Table.tally: original(self, False)
+        ),
+    ):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("fault", "invariant"),
+    [
+        (without_the_fence, "fencing"),
+        (opening_early, "exclusivity"),
+        (forgetting_the_lost, "liveness"),
+        (counting_spares_as_waiting, "liveness"),
+        (publishing_the_record_before_the_shards, "agreement"),
+        (completing_though_closed, "closed is final"),
+    ],
+)
+def test_a_fault_made_on_purpose_is_noticed(fault: Callable[[], Any], invariant: str):
+    for seed in range(300):
+        with fault():
+            try:
+                simulate(seed)
+            except Violation as exc:
+                if f": {invariant}: " in str(exc):
+                    return
+    pytest.fail(f"300 seeds did not notice: {fault.__name__}")
