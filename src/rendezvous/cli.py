@@ -70,7 +70,7 @@ def _etcd(endpoint: str | None, quiet: bool) -> Iterator[str]:
     if endpoint is not None:
         yield endpoint
         return
-    with EtcdServer() as server:
+    with EtcdServer(enable_v2=False) as server:
         if not quiet:
             print(f"Started an etcd of its own at {server.get_endpoint()}.", flush=True)
         yield server.get_endpoint()
@@ -104,5 +104,5 @@ def _show(report: demo.Report) -> None:
     console.print(table)
     console.print(
         f"Between the rounds {len(report.killed)} nodes were killed ({report.killed[0]} to {report.killed[-1]}). The "
-        f"time of the second round includes the 3 s until they count as dead and the last call of 1 s."
+        f"time of the second round includes the 3 s until their leases end and the last call of 1 s."
     )

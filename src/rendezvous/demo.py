@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -10,22 +11,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rendezvous._core import Role, State
 from rendezvous.api import RendezvousError, RendezvousParameters
-from rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
-from rendezvous.etcd_rendezvous_backend import create_backend
+from rendezvous.v3 import background
+from rendezvous.v3.client import prefix_end
+from rendezvous.v3.handler import CoordinatedRendezvousHandler, connect, create_handler
+from rendezvous.v3.records import Keys, NodeRecord, RoundRecord
 
 __all__ = ["Plan", "Report", "Round", "run"]
 
 # Short, so that the dead are missed soon. Real jobs keep the defaults.
-_KEEP_ALIVE_INTERVAL = 1.0
-_KEEP_ALIVE_MAX_ATTEMPT = 3
-_LAST_CALL = timedelta(seconds=1)
-_JOIN = timedelta(seconds=120)
+_PREFIX = "/rendezvous-demo"
+_CONFIGURATION = {
+    "join_timeout": 120,
+    "last_call_timeout": 1,
+    "keep_alive_interval": 1,
+    "keep_alive_max_attempt": 3,
+    "prefix": _PREFIX,
+}
 
 Progress = Callable[[str, int, int], None]
 """Is told what forms, how many nodes have joined, and how many are to come."""
@@ -72,7 +77,7 @@ class Report:
 
     nodes: int
     killed: list[str]
-    backend: str = "etcd-v2"
+    backend: str = "etcd-v3"
     rounds: list[Round] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def run(plan: Plan, progress: Progress) -> Report:
     Raises:
         RendezvousError: a node failed; the message is that node's.
     """
-    state = _state_reader(plan)
+    look = _observer(plan)
     doomed = range(plan.nodes - plan.killed, plan.nodes)
     survivors = range(plan.nodes - plan.killed)
     report = Report(plan.nodes, [plan.name(index) for index in doomed])
@@ -94,25 +99,42 @@ def run(plan: Plan, progress: Progress) -> Report:
     groups = [doomed, *(survivors[start::workers] for start in range(workers))]
     with _processes(plan, groups) as processes:
         everyone = dict(processes)
-        report.rounds.append(_round(everyone, plan.nodes, state, progress))
+        report.rounds.append(_round(everyone, plan.nodes, look, progress))
         victim, _ = processes[0]
         os.kill(victim.pid or 0, signal.SIGKILL)
-        report.rounds.append(_round(dict(processes[1:]), len(survivors), state, progress))
+        report.rounds.append(_round(dict(processes[1:]), len(survivors), look, progress))
     return report
 
 
-def _state_reader(plan: Plan) -> Callable[[], State]:
-    backend, _ = create_backend(_parameters(plan))
+@dataclass(frozen=True)
+class _Sight:
+    """What can be seen of the run from outside."""
 
-    def read() -> State:
-        current = backend.get_state()
-        return State() if current is None else State.decode(current[0])
-
-    return read
+    round: int
+    complete: bool
+    joined: int
 
 
-def _parameters(plan: Plan) -> RendezvousParameters:
-    return RendezvousParameters("etcd-v2", plan.endpoint, plan.run_id, plan.nodes - plan.killed, plan.nodes)
+def _observer(plan: Plan) -> Callable[[], _Sight]:
+    """Return what looks at the keys of the run."""
+    client = connect(_parameters(plan))
+    keys = Keys(_PREFIX, plan.run_id)
+
+    async def read() -> _Sight:
+        deadline = asyncio.get_running_loop().time() + 30
+        found, _ = await client.range(keys.round, b"", deadline)
+        record = RoundRecord.decode(keys.round, found[0].value) if found else RoundRecord(0)
+        nodes, _ = await client.range(keys.nodes, prefix_end(keys.nodes), deadline)
+        asks = (NodeRecord.decode(kv.key, kv.value).last_round == record.round - (not record.complete) for kv in nodes)
+        return _Sight(record.round, record.complete, sum(asks))
+
+    return lambda: background.run(read())
+
+
+def _parameters(plan: Plan, index: int | None = None) -> RendezvousParameters:
+    name = None if index is None else plan.name(index)
+    least = plan.nodes - plan.killed
+    return RendezvousParameters("etcd-v3", plan.endpoint, plan.run_id, least, plan.nodes, name, **_CONFIGURATION)
 
 
 @contextmanager
@@ -141,30 +163,18 @@ def _run_nodes(plan: Plan, indices: range, pipe: Connection) -> None:
     handlers = []
     try:
         for index in indices:
-            backend, store = create_backend(_parameters(plan))
-            handler = DynamicRendezvousHandler.from_backend(
-                plan.run_id,
-                store,
-                backend,
-                plan.nodes - plan.killed,
-                plan.nodes,
-                plan.name(index),
-                RendezvousTimeout(join=_JOIN, last_call=_LAST_CALL),
-                _KEEP_ALIVE_INTERVAL,
-                _KEEP_ALIVE_MAX_ATTEMPT,
-            )
-            handlers.append(handler)
+            handlers.append(create_handler(_parameters(plan, index)))
     except RendezvousError as exc:
         pipe.send(exc)
         return
     lock = threading.Lock()
 
-    def join(handler: DynamicRendezvousHandler) -> None:
+    def join(handler: CoordinatedRendezvousHandler) -> None:
         try:
             info = handler.next_rendezvous()
             outcome: object = (time.monotonic(), info.rank, info.world_size, handler.node.addr)
         except Exception as exc:
-            outcome = RendezvousError(f"{handler.node}: {exc}")
+            outcome = RendezvousError(f"{handler.node.name}: {exc}")
         with lock:
             pipe.send(outcome)
 
@@ -184,7 +194,7 @@ def _receive(pipe: Connection) -> Any:
     return message
 
 
-def _round(processes: dict[Any, Connection], nodes: int, state: Callable[[], State], progress: Progress) -> Round:
+def _round(processes: dict[Any, Connection], nodes: int, look: Callable[[], _Sight], progress: Progress) -> Round:
     """Send all processes into the next round and wait for their nodes."""
     start = time.monotonic()
     for pipe in processes.values():
@@ -192,21 +202,18 @@ def _round(processes: dict[Any, Connection], nodes: int, state: Callable[[], Sta
     pipes = list(processes.values())
     outcomes: list[tuple[float, int, int, str]] = []
     while len(outcomes) < nodes:
-        current = state()
-        task = f"Round {current.round}: "
-        if current.complete and len(outcomes) == 0:
-            task += f"waiting for {current.count(Role.PARTICIPANT)} nodes of the last round to leave or expire"
-            progress(task, 0, nodes)
+        sight = look()
+        if sight.complete and not outcomes:
+            progress(f"Round {sight.round}: over when the killed nodes' leases end", min(sight.joined, nodes), nodes)
         else:
-            joined = current.world_size or current.count(Role.PARTICIPANT)
-            progress(task + "joining", min(joined, nodes), nodes)
+            progress(f"Round {sight.round}: joining", max(len(outcomes), min(sight.joined, nodes)), nodes)
         ready = wait(pipes, timeout=0.1)
         outcomes.extend(_receive(pipe) for pipe in pipes if pipe in ready)
-    current = state()
-    progress(f"Round {current.round}: complete", nodes, nodes)
+    number = look().round
+    progress(f"Round {number}: complete", nodes, nodes)
     names = {rank: name for _, rank, _, name in outcomes}
     sizes = {size for _, _, size, _ in outcomes}
     if sorted(names) != list(range(nodes)) or sizes != {nodes}:
         raise RendezvousError(f"the nodes do not agree: ranks {sorted(names)}, world sizes {sorted(sizes)}")
     seconds = max(end for end, _, _, _ in outcomes) - start
-    return Round(current.round, nodes, seconds, names[0], names[nodes - 1])
+    return Round(number, nodes, seconds, names[0], names[nodes - 1])

@@ -25,7 +25,7 @@ _DEFAULT_PREFIX = "/rendezvous"
 _DEFAULT_TTL = 7200
 _DEFAULT_TIMEOUT = 5
 _NONCE = 16
-_LARGEST_REVISION = 2**63 - 1
+_LARGEST_REVISION = 2**62
 
 
 class EtcdRendezvousBackend(RendezvousBackend):
@@ -50,6 +50,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
         self._timeout = timeout
         self._lease = 0
+        self._lease_lock = asyncio.Lock()
         self._renewed_at = 0.0
         self._seen: tuple[Token, int] = (None, 0)
 
@@ -107,7 +108,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
             except EtcdError as exc:
                 if not exc.lease_is_gone:
                     raise
-                self._lease = 0
+                self._lease = 0  # granted anew
                 await self._have_lease(deadline)
         revision: int = answer.header.revision
         if answer.succeeded:
@@ -124,47 +125,22 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     async def _have_lease(self, deadline: float) -> None:
         """Make sure of a lease that lasts for about the TTL from now on, as far as is known."""
-        now = asyncio.get_running_loop().time()
-        if self._lease:
-            if now - self._renewed_at < self._ttl / 10:
+        async with self._lease_lock:
+            now = asyncio.get_running_loop().time()
+            if self._lease and now - self._renewed_at < self._ttl / 10:
                 return
-            if await self._client.keep_alive(self._lease, deadline):
-                self._renewed_at = now
-                return
-        self._lease = await self._client.grant(self._ttl, deadline)
-        self._renewed_at = now
+            if not self._lease or not await self._client.keep_alive(self._lease, deadline):
+                self._lease = await self._client.grant(self._ttl, deadline)
+            self._renewed_at = now
 
     async def _watch(self, token: Token, timeout: float) -> tuple[bytes, int] | None:
-        loop = asyncio.get_running_loop()
-        known, deadline = _revision(token), loop.time() + timeout
+        known, deadline = _revision(token), asyncio.get_running_loop().time() + timeout
         if known is None:
             return None
         # For a watch from long ago etcd goes through all that was written since, by whomever.
         start = self._seen[1] if self._seen[0] == known else known
         while True:
-            over: asyncio.Future[KeyValue | None] = loop.create_future()
-            forgotten = False
-
-            def end(kv: KeyValue | None, over: asyncio.Future[KeyValue | None] = over) -> None:
-                if not over.done():
-                    over.set_result(kv)
-
-            def receive(events: Sequence[Event]) -> None:
-                end(None if events[0].type == DELETE else events[0].kv)  # noqa: B023 - cancelled before the next
-
-            def lost() -> None:
-                nonlocal forgotten
-                forgotten = True
-                end(None)  # noqa: B023
-
-            limit = max(deadline, self._deadline())
-            watch = await self._client.watch(self._key, b"", receive, lost, limit, start + 1)
-            timer = loop.call_at(deadline, end, None)
-            try:
-                kv = await over
-            finally:
-                timer.cancel()
-                watch.cancel()
+            kv, forgotten = await self._hear(start + 1, deadline)
             if kv is not None:
                 return self._state(kv)
             if not forgotten:
@@ -175,6 +151,30 @@ class EtcdRendezvousBackend(RendezvousBackend):
             current = self._state(found[0], start)
             if current[1] != known:
                 return current
+
+    async def _hear(self, start: int, deadline: float) -> tuple[KeyValue | None, bool]:
+        """Return the first write since revision ``start``, if that is the next event; and whether etcd forgot it."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[tuple[KeyValue | None, bool]] = loop.create_future()
+
+        def end(kv: KeyValue | None, forgotten: bool) -> None:
+            if not over.done():
+                over.set_result((kv, forgotten))
+
+        def receive(events: Sequence[Event]) -> None:
+            end(None if events[0].type == DELETE else events[0].kv, False)
+
+        def lost() -> None:
+            end(None, True)
+
+        limit = max(deadline, self._deadline())
+        watch = await self._client.watch(self._key, b"", receive, lost, limit, start)
+        timer = loop.call_at(deadline, end, None, False)
+        try:
+            return await over
+        finally:
+            timer.cancel()
+            watch.cancel()
 
 
 def _revision(token: Token) -> int | None:

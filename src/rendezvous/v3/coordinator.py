@@ -320,15 +320,18 @@ class Coordinator:
 
     async def _publish(self, tally: Tally) -> float:
         """Publish the round record where it says something new; return the seconds until it is time again."""
-        clock = asyncio.get_running_loop().time
-        interval = rules.publish_interval(len(self._table.nodes))
         if not self._dirty:
             return _RENEWAL
+        clock = asyncio.get_running_loop().time
+        published = self._published
+        calm = published is None or not published.waiting
+        urgent = tally.complete and calm and rules.waiting(tally, self._limits) > 0
+        interval = rules.publish_interval(len(self._table.nodes), urgent)
         if (due := self._published_at + interval - clock()) > 0:
             return due
         self._dirty = False
         record = self._record(tally)
-        if record != self._published:
+        if record != published:
             await self._put_record(record)
         return interval
 

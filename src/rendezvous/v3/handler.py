@@ -22,7 +22,7 @@ from rendezvous.api import (
     RendezvousParameters,
     RendezvousStoreInfo,
 )
-from rendezvous.utils import get_free_port, parse_rendezvous_endpoints
+from rendezvous.utils import format_endpoint, get_free_port, parse_rendezvous_endpoints
 from rendezvous.v3 import background
 from rendezvous.v3.client import EtcdClient
 from rendezvous.v3.connection import Credentials, GrpcEtcdClient
@@ -39,7 +39,7 @@ _DEFAULT_PREFIX = "/rendezvous"
 _DEFAULT_PORT = 2379
 
 # How long an etcd that does not answer is tried when a handler is made, in seconds.
-_FIRST_CONTACT = 15.0
+_FIRST_CONTACT = 10.0
 _FAREWELL = 2.0
 
 _KEYS = (
@@ -229,9 +229,12 @@ async def _connect(endpoints: list[tuple[str, int]], credentials: Credentials, p
         client = GrpcEtcdClient(endpoints, credentials)
         try:
             await client.check(asyncio.get_running_loop().time() + patience)
-        except RendezvousConnectionError:
+        except RendezvousConnectionError as exc:
             await client.close()
-            raise
+            if not exc.retryable:
+                raise
+            names = ", ".join(format_endpoint(*endpoint) for endpoint in endpoints)
+            raise RendezvousConnectionError(f"no etcd answers at {names}: {exc}") from exc
         _clients[identity] = client
     return client
 

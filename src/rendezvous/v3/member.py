@@ -23,7 +23,18 @@ from rendezvous.api import (
     RendezvousTimeoutError,
 )
 from rendezvous.v3 import rules
-from rendezvous.v3.client import EtcdClient, EtcdError, Watch, absent, compare, get_op, prefix_end, put_op
+from rendezvous.v3.client import (
+    EtcdClient,
+    EtcdError,
+    Message,
+    Watch,
+    absent,
+    compare,
+    get_op,
+    prefix_end,
+    put_op,
+    txn_op,
+)
 from rendezvous.v3.coordinator import RUN_TTL, Coordinator
 from rendezvous.v3.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.v3.rules import Step
@@ -91,6 +102,7 @@ class Member:
         self._node = node
         self._settings = settings
         self._random = random
+        self._look = get_op(keys.ctl, prefix_end(keys.ctl))
         self._session: Session | None = None
         self._watch: Watch | None = None
         self._view = View(keys, self._on_change)
@@ -170,25 +182,24 @@ class Member:
     async def _enter(self, deadline: float) -> None:
         """Write the node's key, on a lease that lives, with a watch on ``ctl/`` in force."""
         while True:
-            await asyncio.gather(self._have_session(deadline), self._have_watch(deadline))
+            if self._session is None or not self._session.alive or self._watch is None:
+                await asyncio.gather(self._have_session(deadline), self._have_watch(deadline))
             assert self._session is not None
             lease = self._session.lease
             node = put_op(self._keys.node(lease), self._node.encode(), lease)
-            leader = put_op(self._keys.coordinator, b"%016x" % lease, lease)
-            look = get_op(self._keys.ctl, prefix_end(self._keys.ctl))
             try:
-                answer = await self._client.txn(
-                    [absent(self._keys.coordinator), absent(self._keys.closed)],
-                    [leader, node, look],
-                    [node, look],
-                    deadline=deadline,
-                )
+                answer = await self._client.txn([], [self._stand(lease), node, self._look], deadline=deadline)
             except EtcdError as exc:
                 logger.info("%s: joining again with a new lease", exc)
                 self._session.lose()
                 continue
             self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
             return
+
+    def _stand(self, lease: int) -> Message:
+        """Return the operation that makes this node the coordinator where there is none."""
+        key = self._keys.coordinator
+        return txn_op([absent(key)], [put_op(key, b"%016x" % lease, lease)])
 
     async def _have_session(self, deadline: float) -> None:
         if self._session is None or not self._session.alive:
@@ -412,18 +423,13 @@ class Member:
         while True:
             record = self._view.record
             nodes = 0 if record is None else max(record.world_size, record.joined)
-            await asyncio.sleep(self._random.uniform(0, min(5.0, 0.1 + rules.publish_interval(nodes) / 2)))
+            await asyncio.sleep(self._random.uniform(0, min(5.0, 0.1 + rules.publish_interval(nodes, urgent=True))))
             lease = self.node_id
             if self._view.leader is not None or self._view.closed is not None or lease is None:
                 return
-            ctl = self._keys.ctl
-            look = get_op(ctl, prefix_end(ctl))
             try:
                 answer = await self._client.txn(
-                    [absent(self._keys.coordinator), absent(self._keys.closed)],
-                    [put_op(self._keys.coordinator, b"%016x" % lease, lease), look],
-                    [look],
-                    deadline=clock() + self._settings.ttl,
+                    [], [self._stand(lease), self._look], deadline=clock() + self._settings.ttl
                 )
             except EtcdError:
                 if self._session is not None:

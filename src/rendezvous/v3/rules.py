@@ -42,8 +42,8 @@ __all__ = [
     "waiting",
 ]
 
-_MESSAGES_PER_SECOND = 2000
-_LEAST_INTERVAL = 0.5
+_URGENT_MESSAGES_PER_SECOND = 2000
+_MESSAGES_PER_SECOND = 500
 
 
 class RankPolicy(str, Enum):
@@ -191,9 +191,14 @@ def spares(tally: Tally, limits: Limits) -> int:
     return 0 if not tally.complete or _room_for_newcomers(tally, limits) else tally.newcomers
 
 
-def publish_interval(watchers: int) -> float:
-    """Return the seconds between two records that are not urgent: all watchers hear of each."""
-    return max(_LEAST_INTERVAL, watchers / _MESSAGES_PER_SECOND)
+def publish_interval(watchers: int, urgent: bool) -> float:
+    """Return the least seconds between two round records: all watchers hear of each.
+
+    Urgent is what makes a running job stop; how far a round has come can wait longer.
+    """
+    if urgent:
+        return max(0.1, watchers / _URGENT_MESSAGES_PER_SECOND)
+    return max(1.0, watchers / _MESSAGES_PER_SECOND)
 
 
 class Candidate(NamedTuple):
