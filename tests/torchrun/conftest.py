@@ -22,19 +22,19 @@ def torch_is_there() -> None:
 class Agents:
     """torchrun agents of one job."""
 
-    def __init__(self, endpoint: str, run_id: str, folder: Path) -> None:
-        self.endpoint, self.run_id, self.folder = endpoint, run_id, folder
+    def __init__(self, backend: str, endpoint: str, run_id: str, folder: Path) -> None:
+        self.backend, self.endpoint, self.run_id, self.folder = backend, endpoint, run_id, folder
         self.log = folder / "log"
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, nnodes: str, *script: str, workers: int = 2, backend: str = "etcd-v2-watch", conf: str = ""):
+    def start(self, nnodes: str, *script: str, workers: int = 2, conf: str = ""):
         short = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=120"
         number = len(self.processes)
         command = [
             *(sys.executable, "-m", "torch.distributed.run"),
             f"--nnodes={nnodes}",
             f"--nproc-per-node={workers}",
-            f"--rdzv-backend={backend}",
+            f"--rdzv-backend={self.backend}",
             f"--rdzv-endpoint={self.endpoint}",
             f"--rdzv-id={self.run_id}",
             f"--rdzv-conf={','.join(filter(None, (short, conf)))}",
@@ -83,9 +83,9 @@ class Agents:
         self.processes[number].wait()
 
 
-@pytest.fixture
-def agents(etcd, run_id, tmp_path) -> Iterator[Agents]:
-    job = Agents(etcd.get_endpoint(), run_id, tmp_path)
+@pytest.fixture(params=["etcd-v3", "etcd-v2-watch"])
+def agents(etcd, run_id, tmp_path, request) -> Iterator[Agents]:
+    job = Agents(request.param, etcd.get_endpoint(), run_id, tmp_path)
     yield job
     for number, process in enumerate(job.processes):
         if process.poll() is None:

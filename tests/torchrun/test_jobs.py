@@ -46,6 +46,7 @@ def test_a_late_agent_is_taken_into_a_running_job(agents, tmp_path):
 
 
 def test_a_wrong_configuration_ends_the_agent_with_the_reason(agents):
+    scheme = "http://" if agents.backend == "etcd-v2-watch" else ""
     agents.start("1", conf="keep_alive_interval=often")
     agents.start("1", conf="protocol=ftp")
     agents.endpoint = "localhost:1"
@@ -57,7 +58,7 @@ def test_a_wrong_configuration_ends_the_agent_with_the_reason(agents):
         (
             "'keep_alive_interval' must be an integer, not 'often'",
             "'protocol' must be one of http, https, not 'ftp'",
-            "RendezvousConnectionError: no etcd answers at http://localhost:1",
+            f"RendezvousConnectionError: no etcd answers at {scheme}localhost:1",
             "starts with a scheme",
         )
     ):
@@ -68,4 +69,4 @@ def test_a_time_out_under_torchrun_says_who_is_missing(agents):
     agents.start("2", conf="join_timeout=3")
     assert agents.finish() == [1]
     assert "RendezvousTimeoutError" in agents.output(0)
-    assert "1 of at least 2 nodes joined round 0: 127.0.0.1_" in agents.output(0)
+    assert "1 of at least 2 nodes joined round 0" in agents.output(0)

@@ -309,7 +309,14 @@ def test_without_etcd_it_gives_up_when_the_time_is_up(etcd3, make_client, keys):
                 call()
         assert time.monotonic() - start < 10
         proxy.restore()
-        assert eventually(backend.get_state, "etcd is back") == (b"one", token)
+
+        def look():
+            try:
+                return backend.get_state()
+            except RendezvousConnectionError:
+                return None  # gRPC connects again after a pause that may be longer than the time-out
+
+        assert eventually(look, "etcd is back") == (b"one", token)
 
 
 # Beneath the dynamic rendezvous.
@@ -374,12 +381,14 @@ def test_beneath_torch_s_own_handler(etcd3, run_id):
     from rendezvous.torchrun import TorchStore
 
     handlers = []
-    for i in range(2):
+    for _ in range(2):
         backend, store = create_backend(params(etcd3, run_id))
-        handlers.append(TorchsHandler.from_backend(run_id, TorchStore(store), backend, 2, 2, f"node-{i}"))
-    infos = [future.result(BOUND) for future in [join(handler) for handler in handlers]]
-    assert sorted(info.rank for info in infos) == [0, 1]
-    infos[0].store.set("key", "value")
-    assert infos[1].store.get("key") == b"value"
-    for handler in handlers:
-        handler.shutdown()
+        handlers.append(TorchsHandler.from_backend(run_id, TorchStore(store), backend, 2, 2, "127.0.0.1"))
+    try:
+        infos = [future.result(BOUND) for future in [join(handler) for handler in handlers]]
+        assert sorted(info.rank for info in infos) == [0, 1]
+        infos[0].store.set("key", "value")
+        assert infos[1].store.get("key") == b"value"
+    finally:
+        assert all([handler.shutdown() for handler in handlers])
+    assert handlers[1].is_closed()

@@ -45,7 +45,7 @@ class Spy(GrpcEtcdClient):
     async def _attempt(self, call, request, timeout):
         self.asked.append((call, request))
         answer = await super()._attempt(call, request, timeout)
-        if self.lose and (call is Call.PUT or (call is Call.TXN and made_a_change(answer))):
+        if self.lose and call is Call.TXN and made_a_change(answer):
             self.lose -= 1
             self.late.append((call, request))
             if self.after_loss is not None:

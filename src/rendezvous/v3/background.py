@@ -7,7 +7,10 @@ import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
+
+from rendezvous.api import RendezvousConnectionError
 
 __all__ = ["at_exit", "call", "run"]
 
@@ -19,12 +22,15 @@ _FAREWELL = 2.0
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
+_stopped = False
 _farewells: dict[object, Callable[[], Awaitable[None]]] = {}
 
 
 def _start() -> asyncio.AbstractEventLoop:
     global _loop, _thread
     with _lock:
+        if _stopped:
+            raise RendezvousConnectionError("the interpreter exits: etcd is not asked any more")
         if _loop is None:
             _loop = asyncio.new_event_loop()
             _thread = threading.Thread(target=_loop.run_forever, name="rendezvous", daemon=True)
@@ -34,10 +40,20 @@ def _start() -> asyncio.AbstractEventLoop:
 
 
 def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Run ``coroutine`` on the loop and return what it does. An interrupt of the caller cancels it."""
-    future = asyncio.run_coroutine_threadsafe(coroutine, _start())
+    """Run ``coroutine`` on the loop and return what it does. An interrupt of the caller cancels it.
+
+    Raises:
+        RendezvousConnectionError: the interpreter exits.
+    """
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, _start())
+    except RendezvousConnectionError:
+        coroutine.close()
+        raise
     try:
         return future.result()
+    except CancelledError:
+        raise RendezvousConnectionError("the interpreter exits: etcd is not asked any more") from None
     except BaseException:
         future.cancel()
         raise
@@ -59,7 +75,8 @@ def at_exit(key: object, farewell: Callable[[], Awaitable[None]] | None) -> None
 
 
 def _stop() -> None:
-    global _loop, _thread
+    global _loop, _thread, _stopped
+    _stopped = True
     loop, thread = _loop, _thread
     if loop is None or thread is None:
         return

@@ -196,7 +196,7 @@ class EtcdClient(ABC):
         while True:
             try:
                 # The first tries are short, so that an endpoint that swallows requests is left soon.
-                return await self._attempt(call, message, max(0.05, min(deadline - clock(), 5.0 * 2**tries)))
+                return await self._attempt(call, message, max(0.05, min(deadline - clock(), 5.0 * 2 ** min(tries, 4))))
             except EtcdError as exc:
                 if exc.lease_is_gone or exc.compacted:
                     raise

@@ -7,7 +7,8 @@
     <prefix>/<run id>/nodes/<node id>     one a node
     <prefix>/<run id>/roster/<round>/<k>  shards of the roster, in the core's bytes
     <prefix>/<run id>/store/<round>/...   the round's key-value store
-    <prefix>/<run id>/adders/<round>/...  which additions to the store have been made
+    <prefix>/<run id>/adders/<round>/...  which changes to the store have been made, by client and slot
+    <prefix>/<run id>/state               the state of the blob protocol, where that runs on this API (``backend``)
 
 A node's id is the number of its lease, in keys as sixteen hexadecimal digits. Rounds are ten decimal digits in keys,
 so that they sort. A run id is percent-encoded: none reaches into another's keys.
@@ -80,7 +81,7 @@ def _pack(values: dict[str, Any]) -> bytes:
 def _unpack(key: bytes, data: bytes, make: Callable[[dict[str, Any]], _T]) -> _T:
     try:
         return make(json.loads(data))
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise RendezvousStateError(
             f"the etcd key '{key.decode(errors='replace')}' holds {data[:60]!r}, which is not a record of this "
             f"rendezvous: something else wrote it, or another release ({exc!r})"

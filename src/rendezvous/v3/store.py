@@ -343,8 +343,7 @@ class AsyncEtcdStore:
 
     async def set(self, key: Key, value: str | bytes, timeout: float) -> None:
         """See :meth:`Store.set`."""
-        request = rpc_pb2.PutRequest(key=self._key(key), value=_plain(value), lease=self._lease)
-        await self._request(Call.PUT, request, _deadline(timeout))
+        await self.multi_set([key], [value], timeout)
 
     async def wait(self, keys: Sequence[Key], timeout: float) -> None:
         """See :meth:`Store.wait`."""
