@@ -213,6 +213,20 @@ def test_a_waiting_node_that_gives_up_does_not_end_the_round():
     assert (state.round, state.complete, state.role(A)) == (0, True, None)
 
 
+def test_the_first_write_says_when_the_rendezvous_began():
+    state = State()
+    rules.apply(Action.ADD_TO_PARTICIPANTS, state, A, LIMITS, NOW)
+    rules.apply(Action.ADD_TO_PARTICIPANTS, state, B, LIMITS, NOW + 10)
+    assert state.started == NOW
+
+
+@pytest.mark.parametrize("action", [Action.KEEP_ALIVE, Action.MARK_COMPLETE, Action.MARK_CLOSED])
+def test_who_writes_is_alive(action):
+    state = forming(A, B)
+    rules.apply(action, state, A, LIMITS, NOW + 7)
+    assert (state.heartbeat(A), state.heartbeat(B)) == (NOW + 7, NOW)
+
+
 def test_the_remaining_actions():
     state = complete(B, C)
     rules.apply(Action.ADD_TO_WAIT_LIST, state, A, LIMITS, NOW)

@@ -269,7 +269,9 @@ class DynamicRendezvousHandler(RendezvousHandler):
         """Return the outcome of the round, or None where it broke before rank 0 said where the workers meet."""
         rank, world_size = state.rank(self._node), state.world_size
         assert rank is not None  # the rule said that the round is complete with this node
-        store = PrefixStore(f"torch.rendezvous.{self._settings.run_id}.{state.round}", self._store)
+        # The start keeps apart what an older rendezvous of the same run id has left in the store.
+        prefix = f"torch.rendezvous.{self._settings.run_id}.{state.round}.{state.started}"
+        store = PrefixStore(prefix, self._store)
         port = self._serve(self._node.addr) if rank == 0 and self._serve is not None else None
         if rank != 0 and not self._address_came(store, state, deadline):
             return None

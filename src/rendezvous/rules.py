@@ -203,10 +203,16 @@ def _is_due(state: State, node: Node, limits: Limits, now: int) -> bool:
 
 
 def apply(action: Action, state: State, node: Node, limits: Limits, now: int) -> None:
-    """Carry out ``action`` on ``state``."""
-    if action is Action.KEEP_ALIVE:
-        state.touch(node, now)
-    elif action is Action.ADD_TO_PARTICIPANTS:
+    """Carry out ``action`` on ``state``.
+
+    Raises:
+        ValueError: the action is none that changes the state.
+    """
+    if not action.writes:
+        raise ValueError(f"{action} does not change the state")
+    state.started = state.started or now
+    state.touch(node, now)  # who writes is alive, whatever it writes
+    if action is Action.ADD_TO_PARTICIPANTS:
         state.join(node, now)
         participants = state.count(Role.PARTICIPANT)
         if participants >= limits.max_nodes:
@@ -224,8 +230,6 @@ def apply(action: Action, state: State, node: Node, limits: Limits, now: int) ->
         state.complete_round()
     elif action is Action.MARK_CLOSED:
         state.closed = True
-    else:
-        raise ValueError(f"{action} does not change the state")
 
 
 def expire(state: State, limits: Limits, now: int) -> list[Node]:

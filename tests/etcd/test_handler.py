@@ -67,14 +67,26 @@ def test_who_comes_in_the_last_call_is_taken_in(job):
 
 
 def test_the_store_of_a_round_is_shared_and_of_that_round(job, run_id):
-    handlers = job(2, 2).nodes(2)
+    the_job = job(2, 2)
+    handlers = the_job.nodes(2)
     one, two = join_all(handlers)
     one.store.set("key", "first")
     assert two.store.get("key") == b"first"
     one, two = join_all(handlers)
     assert not one.store.check(["key"])
     assert two.store.underlying_store.prefix == "/torch/elastic/store/"
-    assert two.store.get("MASTER_ADDR") == two.store.underlying_store.get(f"torch.rendezvous.{run_id}.1/MASTER_ADDR")
+    prefix = f"torch.rendezvous.{run_id}.1.{the_job.state().started}"
+    assert two.store.get("MASTER_ADDR") == two.store.underlying_store.get(f"{prefix}/MASTER_ADDR")
+
+
+def test_a_run_id_that_is_used_again_does_not_meet_the_keys_of_the_old_job(job, etcd, run_id):
+    (old,) = join_all(job(1, 1).nodes(1, serve=lambda addr: 7001))
+    old.store.set("key", "old")
+    job(1, 1).stop()
+    etcd.get_client().delete(f"/torch/elastic/rendezvous/{run_id}")  # as etcd does two hours after the last write
+    infos = join_all(job(2, 2).nodes(2, serve=lambda addr: 7002))
+    assert [info.bootstrap_store_info.master_port for info in infos] == [7002, 7002]
+    assert not any(info.store.check(["key"]) for info in infos)
 
 
 def test_serve_gives_the_port_of_rank_0_anew_each_round(job):
