@@ -256,10 +256,10 @@ def test_what_writes_can_be_applied(action):
 def test_a_silent_node_is_taken_out_and_the_round_may_end_with_it():
     state = complete(A, B)
     state.touch(A, NOW + 10_000)
-    assert rules.expire(state, LIMITS, NOW + 15_000) == []
-    assert rules.expire(state, LIMITS, NOW + 15_001) == [B]
+    assert rules.expire(state, C, LIMITS, NOW + 15_000) == []
+    assert rules.expire(state, C, LIMITS, NOW + 15_001) == [B]
     assert (state.round, state.complete) == (0, True)
-    assert rules.expire(state, LIMITS, NOW + 25_001) == [A]
+    assert rules.expire(state, C, LIMITS, NOW + 25_001) == [A]
     assert (state.round, state.complete) == (1, False)
     assert state.nodes(Role.MISSING) == [A, B]
 
@@ -267,8 +267,23 @@ def test_a_silent_node_is_taken_out_and_the_round_may_end_with_it():
 def test_a_silent_node_calls_the_last_call_off():
     state = forming(A, B, deadline=NOW + 20_000)
     state.touch(A, NOW + 10_000)
-    assert rules.expire(state, LIMITS, NOW + 15_001) == [B]
+    assert rules.expire(state, A, LIMITS, NOW + 15_001) == [B]
     assert state.deadline is None
+
+
+def test_a_node_takes_the_others_for_dead_and_never_itself():
+    state = with_waiting(complete(A, B), C)
+    assert rules.expire(state, A, LIMITS, NOW + 15_001) == [B, C]
+    assert (state.round, state.role(A)) == (0, Role.PARTICIPANT)
+    assert rules.keep_alive(state, A, LIMITS, NOW + 15_001, IN_TIME).action is Action.KEEP_ALIVE  # still due
+
+
+def test_to_expire_changes_nothing_for_a_node_that_is_not_in():
+    state = left(complete(A, B), A)
+    before = state.encode()
+    for node in (A, C):
+        assert rules.expire(state, node, LIMITS, NOW) == []
+        assert state.encode() == before
 
 
 # What a node should know.

@@ -10,7 +10,7 @@ dynamic rendezvous:
     It is complete.    A newcomer waits for the next round, or stands by where the round is full. A participant that
                        wants the next round leaves this one and waits. When the last participant has left, the next
                        round forms, and all who wait or stand by join it.
-    A silent node      is taken out once its heartbeat is older than ``expiry``.
+    A silent node      is taken out, by the others, once its heartbeat is older than ``expiry``.
     Closed             is final: nobody joins any more.
 
 Times are milliseconds since the epoch; ``late`` is in seconds, negative while there is time left.
@@ -232,9 +232,13 @@ def apply(action: Action, state: State, node: Node, limits: Limits, now: int) ->
         state.closed = True
 
 
-def expire(state: State, limits: Limits, now: int) -> list[Node]:
-    """Take out, and return, the nodes that have been silent for too long."""
-    expired = [Node(*node) for node in state.expire(max(0, now - limits.expiry))]
+def expire(state: State, node: Node, limits: Limits, now: int) -> list[Node]:
+    """Take out, and return, the nodes that have been silent for too long: never ``node``, which asks."""
+    heartbeat = state.heartbeat(node)
+    state.touch(node, now)
+    expired = [Node(*silent) for silent in state.expire(max(0, now - limits.expiry))]
+    if heartbeat is not None:
+        state.touch(node, heartbeat)  # it is alive, but its heartbeat may still be due
     if expired:
         _after_removal(state, limits)
     return expired

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -22,8 +23,9 @@ def job(etcd, run_id):
     with Proxy(etcd.get_port()) as proxy:
         jobs = []
 
-        def make(least: int, most: int) -> Job:
-            jobs.append(Job(proxy.endpoint, run_id, least, most, read_timeout=5))
+        def make(least: int, most: int, *others: str, read_timeout: int = 5) -> Job:
+            endpoint = ",".join([proxy.endpoint, *others])
+            jobs.append(Job(endpoint, run_id, least, most, read_timeout=read_timeout))
             return jobs[-1]
 
         yield proxy, make
@@ -91,6 +93,63 @@ def test_a_running_job_outlives_an_outage(job, caplog):
     eventually(lambda: the_job.state().oldest_heartbeat() > before + 2000, "heartbeats come again")
     assert (the_job.state().round, the_job.state().count(Role.PARTICIPANT)) == (0, 2)
     assert "taken for dead" not in caplog.text
+
+
+def all_go_on(the_job: Job, nodes: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Check that all nodes of round 0 send heartbeats, and that nobody was taken for dead."""
+    before = int(time.time() * 1000)
+    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 2000, "heartbeats come again")
+    assert (the_job.state().round, the_job.state().count(Role.PARTICIPANT)) == (0, nodes)
+    assert "taken" not in caplog.text
+
+
+def test_a_stall_longer_than_the_expiry_costs_nobody_its_place(job, caplog):
+    caplog.set_level(logging.INFO)
+    proxy, make = job
+    the_job = make(2, 3)
+    one, two = the_job.nodes(2, last_call=0.3)
+    join_all([one, two])
+    newcomer = the_job.node("node-9")
+    proxy.stall()
+    time.sleep(2.5)  # an expiry of 1.5 s, and no error: the read time-out is 5 s
+    future = join(newcomer)
+    proxy.resume()
+    eventually(lambda: one.num_nodes_waiting() == two.num_nodes_waiting() == 1, "the newcomer waits")
+    all_go_on(the_job, 2, caplog)
+    futures = [join(one), join(two), future]
+    assert [each.result(BOUND).rank for each in futures] == [0, 1, 2]
+    assert the_job.state().round == 1
+
+
+def test_a_newcomer_takes_nobody_for_dead_whom_it_may_find_in_a_stall(job, etcd, run_id, caplog):
+    proxy, make = job
+    the_job = make(2, 3)
+    join_all(the_job.nodes(2, last_call=0.3))
+    proxy.stall()
+    time.sleep(2.5)
+    direct = Job(etcd.get_endpoint(), run_id, 2, 3)
+    newcomer = direct.node("node-9")
+    future = join(newcomer)
+    role = eventually(lambda: direct.state().role(newcomer.node), "the newcomer is in", 3)
+    proxy.resume()
+    assert role == Role.WAITING
+    all_go_on(the_job, 2, caplog)
+    assert not future.done()
+    newcomer.set_closed()
+    direct.stop()
+
+
+def test_an_endpoint_that_falls_silent_costs_nobody_its_place(job, etcd, caplog):
+    proxy, make = job
+    the_job = make(2, 3, etcd.get_endpoint(), read_timeout=3)
+    one, two = the_job.nodes(2, last_call=0.3)
+    join_all([one, two])
+    proxy.stall()
+    for node in (one, two):
+        assert node.num_nodes_waiting() == 0  # until the endpoint has been given up
+    direct = Job(etcd.get_endpoint(), the_job.params.run_id, 2, 3)
+    all_go_on(direct, 2, caplog)
+    proxy.resume()
 
 
 def test_shutdown_without_etcd_says_so_and_returns(job, caplog):
