@@ -299,6 +299,14 @@ def test_the_next_event_is_the_earliest():
     assert rules.next_event(State(), A, LIMITS) == 0
 
 
+def test_nothing_happens_to_a_silent_node_while_it_is_spared():
+    state = forming(A, B)
+    state.touch(A, NOW + 20_000)
+    assert rules.next_event(state, A, LIMITS, NOW + 10_000) == NOW + 15_001
+    assert rules.next_event(state, A, LIMITS, NOW + 18_000) == NOW + 18_000
+    assert rules.next_event(state, A, LIMITS, NOW + 30_000) == NOW + 25_000  # its own heartbeat
+
+
 def test_who_is_missing_names_those_of_the_round_before():
     state = complete(A, B, C)
     for node in (A, B, C):

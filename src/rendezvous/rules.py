@@ -255,15 +255,18 @@ def _after_removal(state: State, limits: Limits) -> None:
 # What the node should know.
 
 
-def next_event(state: State, node: Node, limits: Limits) -> int:
-    """Return when time alone, with no change of the state, next gives the waiting ``node`` something to do."""
+def next_event(state: State, node: Node, limits: Limits, spared_until: int = 0) -> int:
+    """Return when time alone, with no change of the state, next gives the waiting ``node`` something to do.
+
+    Until ``spared_until`` it takes no silent node out.
+    """
     times = []
     heartbeat = state.heartbeat(node)
     if heartbeat is not None:
         times.append(heartbeat + limits.keep_alive_interval)
     oldest = state.oldest_heartbeat()
     if oldest is not None:
-        times.append(oldest + limits.expiry + 1)
+        times.append(max(oldest + limits.expiry + 1, spared_until))
     if state.deadline is not None:
         times.append(state.deadline + 1)
     return min(times, default=0)

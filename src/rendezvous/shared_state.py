@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Rule = Callable[[State, rules.Node, rules.Limits, int, float], rules.Decision]
 
-_LEAST_WAIT = 0.02
+_LEAST_WAIT = 0.25
 
 # What a look at the state costs at least all in all, in seconds.
 _LEAST_LOOK = 0.002
@@ -167,8 +167,8 @@ class SharedState:
 
     def wait(self, deadline: float) -> None:
         """Wait until the state may have changed, or time alone may give this node something to do."""
-        event = rules.next_event(self.state, self._node, self._limits)
-        # An event that is past already gave the node nothing to do: while others are spared, for example.
+        event = rules.next_event(self.state, self._node, self._limits, self._lenient_until)
+        # Not less for an event that is past: it gave the node nothing to do.
         left = min(max(event / 1000 - time.time(), _LEAST_WAIT), deadline - time.monotonic())
         if left <= 0:
             return

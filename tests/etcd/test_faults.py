@@ -11,9 +11,10 @@ import time
 import pytest
 
 from rendezvous import RendezvousConnectionError
-from rendezvous._core import Role
+from rendezvous._core import Role, State
+from rendezvous.etcd_rendezvous_backend import create_backend
 from rendezvous.etcd_server import EtcdServer
-from tests.nodes import BOUND, Job, eventually, join, join_all
+from tests.nodes import BOUND, Job, count_reads, eventually, join, join_all
 from tests.proxy import Proxy
 
 
@@ -150,6 +151,24 @@ def test_an_endpoint_that_falls_silent_costs_nobody_its_place(job, etcd, caplog)
     direct = Job(etcd.get_endpoint(), the_job.params.run_id, 2, 3)
     all_go_on(direct, 2, caplog)
     proxy.resume()
+
+
+def test_a_node_that_waits_while_it_spares_a_silent_one_rests(job):
+    _, make = job
+    the_job = make(3, 3)
+    backend, _ = create_backend(the_job.params)
+    state = State()
+    state.join(("silent", 1, 0), int(time.time() * 1000) - 30_000)
+    backend.set_state(state.encode())
+    handler = the_job.node("node-0", attempts=20)  # an expiry of 10 s
+    future = join(handler)
+    eventually(lambda: the_job.state().role(handler.node) == Role.PARTICIPANT, "it has joined")
+    reads = count_reads(handler)
+    time.sleep(2)
+    assert len(reads) < 25
+    assert the_job.state().role(("silent", 1, 0)) == Role.PARTICIPANT
+    handler.set_closed()
+    assert future.exception(BOUND) is not None
 
 
 def test_shutdown_without_etcd_says_so_and_returns(job, caplog):
