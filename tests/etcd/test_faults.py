@@ -7,11 +7,13 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from rendezvous import RendezvousConnectionError
 from rendezvous._core import Role, State
+from rendezvous.backend import RendezvousBackend
 from rendezvous.etcd_rendezvous_backend import create_backend
 from rendezvous.etcd_server import EtcdServer
 from tests.nodes import BOUND, Job, count_reads, eventually, join, join_all
@@ -151,6 +153,49 @@ def test_an_endpoint_that_falls_silent_costs_nobody_its_place(job, etcd, caplog)
     direct = Job(etcd.get_endpoint(), the_job.params.run_id, 2, 3)
     all_go_on(direct, 2, caplog)
     proxy.resume()
+
+
+class LateHeartbeats(RendezvousBackend):
+    """Holds up one heartbeat's reading: etcd is read just when the node is out, and answers when it is in again."""
+
+    name = "late"
+
+    def __init__(self, backend: RendezvousBackend) -> None:
+        self._backend = backend
+        self.asked, self._is_out, self._read, self.is_in_again = (threading.Event() for _ in range(4))
+
+    def get_state(self) -> tuple[bytes, Any] | None:
+        late = "heartbeat" in threading.current_thread().name and not self.asked.is_set()
+        if late:
+            self.asked.set()
+            assert self._is_out.wait(BOUND)
+        current = self._backend.get_state()
+        if late:
+            self._read.set()
+            assert self.is_in_again.wait(BOUND)
+        return current
+
+    def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool] | None:
+        outcome = self._backend.set_state(state, token)
+        if self.asked.is_set() and not self._is_out.is_set():
+            self._is_out.set()
+            assert self._read.wait(BOUND)
+        return outcome
+
+
+def test_a_late_heartbeat_of_the_round_before_does_not_stop_those_of_the_next(job, caplog):
+    _, make = job
+    the_job = make(1, 1)
+    handler = the_job.node("node-0", interval=0.3)
+    late = handler._shared._backend = LateHeartbeats(handler._shared._backend)
+    handler.next_rendezvous()
+    assert late.asked.wait(BOUND)
+    handler.next_rendezvous()
+    late.is_in_again.set()
+    before = the_job.state().oldest_heartbeat()
+    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 1500, "heartbeats go on")
+    assert (the_job.state().round, the_job.state().role(handler.node)) == (1, Role.PARTICIPANT)
+    assert "taken for dead" not in caplog.text
 
 
 def test_a_node_that_waits_while_it_spares_a_silent_one_rests(job):
