@@ -346,13 +346,22 @@ class DynamicRendezvousHandler(RendezvousHandler):
         weakref.finalize(self, stop.set).atexit = False
 
     def _send_heartbeat(self, stop: threading.Event) -> None:
+        timeout = self._settings.timeout.heartbeat
         try:
-            decision, state = self._shared.update(rules.keep_alive, _deadline(self._settings.timeout.heartbeat))
+            while True:
+                decision, state = self._shared.update(rules.keep_alive, _deadline(timeout))
+                if stop.is_set():
+                    return  # the node has left the round that this heartbeat was for
+                if decision.action is not Action.ERROR_TIMEOUT:
+                    break
+                logger.warning(
+                    "node %s sends its heartbeat again: etcd took longer than %g s",
+                    self._node,
+                    timeout.total_seconds(),
+                )
         except RendezvousError as exc:
             logger.warning("node %s failed to send a heartbeat: %s", self._node, exc)
             return
-        if stop.is_set():
-            return  # the node has left the round that this heartbeat was for
         if decision.action is Action.FINISH and state.role(self._node) in (None, Role.MISSING):
             logger.warning(
                 "node %s was taken for dead and is out of the rendezvous '%s': it sent no heartbeat for %g s",

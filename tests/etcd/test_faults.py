@@ -155,6 +155,20 @@ def test_an_endpoint_that_falls_silent_costs_nobody_its_place(job, etcd, caplog)
     proxy.resume()
 
 
+def test_a_heartbeat_that_etcd_held_up_is_sent_at_once(job, caplog):
+    proxy, make = job
+    the_job = make(1, 1)
+    handler = the_job.node("node-0", interval=2, attempts=10, heartbeat=0.5)
+    handler.next_rendezvous()
+    time.sleep(1)
+    proxy.stall()
+    time.sleep(2)  # the heartbeat is due in the middle
+    proxy.resume()
+    resumed = int(time.time() * 1000)
+    eventually(lambda: the_job.state().heartbeat(handler.node) >= resumed - 100, "the heartbeat", 1.5)
+    assert "sends its heartbeat again: etcd took longer than 0.5 s" in caplog.text
+
+
 class LateHeartbeats(RendezvousBackend):
     """Holds up one heartbeat's reading: etcd is read just when the node is out, and answers when it is in again."""
 
