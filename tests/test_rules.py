@@ -103,10 +103,17 @@ def test_join(make, late, later, action, reason):
     assert (decision.action, decision.reason) == (action, reason)
 
 
-def test_only_a_node_that_stood_by_gets_its_time_anew():
+def test_only_a_node_that_stands_by_gets_its_time_anew():
     stood_by = with_redundant(complete(B, C), A)
     assert rules.join(stood_by, A, LIMITS, NOW, TOO_LATE).renews_deadline
     assert not rules.join(complete(B, C), A, LIMITS, NOW, IN_TIME).renews_deadline
+    assert not rules.join(with_waiting(complete(B, C), A), A, LIMITS, NOW, IN_TIME).renews_deadline
+
+
+@pytest.mark.parametrize("later", [0, 5_000])
+def test_a_node_that_stands_by_is_never_late(later):
+    standing_by = with_redundant(complete(B, C, D), A)
+    assert rules.join(standing_by, A, LIMITS, NOW + later, TOO_LATE).renews_deadline
 
 
 @pytest.mark.parametrize(

@@ -236,11 +236,13 @@ class DynamicRendezvousHandler(RendezvousHandler):
             time.sleep(random.uniform(0, min(2.0, self._limits.min_nodes * 0.005)))
 
     def _run(self, rule: Rule, deadline: float, timeout: timedelta) -> tuple[State, float]:
-        """Follow ``rule`` to its end; return the state then, and the deadline, which a freed place renews."""
+        """Follow ``rule`` to its end; return the state then, and the deadline, which standing by renews."""
         blame: str | None = None
         while True:
             decision, state = self._shared.update(rule, deadline)
             action = decision.action
+            if decision.renews_deadline:
+                deadline = _deadline(timeout)
             if action is Action.FINISH:
                 return state, deadline
             if action is Action.WAIT:
@@ -254,8 +256,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
             elif action is Action.ERROR_TIMEOUT:
                 blame = blame or rules.who_is_missing(state, self._limits)
                 raise RendezvousTimeoutError(self._complaint(decision, timeout, blame))
-            elif decision.renews_deadline:
-                deadline = _deadline(timeout)
             if action is not Action.REMOVE:
                 blame = rules.who_is_missing(state, self._limits)
 

@@ -111,7 +111,7 @@ class Decision:
     action: Action
     reason: str
     renews_deadline: bool = False
-    """The node has waited for room, which has no deadline, and begins to wait for a round, which has one."""
+    """The node stands by: waiting for room has no deadline, only what comes after it has one."""
 
 
 # What a node decides.
@@ -127,7 +127,7 @@ def join(state: State, node: Node, limits: Limits, now: int, late: float) -> Dec
         return Decision(Action.ERROR_CLOSED, "the rendezvous is closed")
     if role == Role.REDUNDANT:
         if participants >= limits.max_nodes:
-            return _rest(state, node, limits, now, f"round {state.round} is full")
+            return _rest(state, node, limits, now, f"round {state.round} is full", renews_deadline=True)
         return _enter(state, f"round {state.round} has room again", renews_deadline=True)
     if state.complete and role == Role.PARTICIPANT:
         return Decision(Action.FINISH, f"round {state.round} is complete")
@@ -153,10 +153,10 @@ def _enter(state: State, reason: str, renews_deadline: bool = False) -> Decision
     return Decision(action, reason, renews_deadline)
 
 
-def _rest(state: State, node: Node, limits: Limits, now: int, reason: str) -> Decision:
+def _rest(state: State, node: Node, limits: Limits, now: int, reason: str, renews_deadline: bool = False) -> Decision:
     if _is_due(state, node, limits, now):
-        return Decision(Action.KEEP_ALIVE, f"{reason}; a heartbeat is due")
-    return Decision(Action.WAIT, reason)
+        return Decision(Action.KEEP_ALIVE, f"{reason}; a heartbeat is due", renews_deadline)
+    return Decision(Action.WAIT, reason, renews_deadline)
 
 
 def _give_up(role: int | None, late: float) -> Decision:

@@ -23,7 +23,7 @@ from rendezvous._core import Role
 from rendezvous.backend import RendezvousBackend
 from rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout, create_handler
 from rendezvous.etcd_rendezvous_backend import create_backend
-from tests.nodes import BOUND, Job, eventually, join, join_all, kill
+from tests.nodes import BOUND, Job, count_reads, eventually, expel, join, join_all, kill
 
 
 @pytest.fixture
@@ -140,15 +140,7 @@ def test_a_node_that_was_taken_for_dead_says_so(job, caplog):
     the_job = job(1, 2)
     (handler,) = the_job.nodes(1, last_call=0.1, interval=0.2)
     join(handler).result(BOUND)
-    backend, _ = create_backend(the_job.params)
-
-    def expel():
-        _, token = backend.get_state()
-        state = the_job.state()
-        state.leave(handler.node)
-        return backend.set_state(state.encode(), token)[2]
-
-    eventually(expel, "the node is out")
+    expel(the_job, handler)
     eventually(lambda: "was taken for dead" in caplog.text, "the warning")
 
 
@@ -181,6 +173,21 @@ def test_a_full_round_s_extra_node_stands_by_and_is_not_counted(job):
     kill(one)
     two_again = join(two)
     assert sorted([two_again.result(BOUND).rank, future.result(BOUND).rank]) == [0, 1]
+
+
+def test_a_node_that_stands_by_for_longer_than_it_may_take_to_join_is_never_late(job):
+    the_job = job(2, 2)
+    join_all(the_job.nodes(2))
+    spare = the_job.node("node-2", join=1)
+    future = join(spare)
+    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by")
+    time.sleep(1.5)
+    reads = count_reads(spare)
+    time.sleep(2)
+    assert len(reads) < 25  # it rests between its heartbeats
+    expel(the_job, spare)
+    eventually(lambda: future.done() or the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by again")
+    assert not future.done()
 
 
 def test_a_node_that_stands_by_goes_home_when_the_rendezvous_closes(job):
