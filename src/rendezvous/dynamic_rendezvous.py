@@ -19,6 +19,7 @@ from rendezvous import config, rules
 from rendezvous._core import Role, State
 from rendezvous.api import (
     RendezvousClosedError,
+    RendezvousConnectionError,
     RendezvousError,
     RendezvousGracefulExitError,
     RendezvousHandler,
@@ -292,11 +293,18 @@ class DynamicRendezvousHandler(RendezvousHandler):
         expiry = timedelta(milliseconds=self._limits.expiry)
         keys = [RendezvousStoreInfo.MASTER_ADDR_KEY, RendezvousStoreInfo.MASTER_PORT_KEY]
         while True:
+            left = timedelta(seconds=max(0.0, deadline - time.monotonic()))
             try:
-                store.wait(keys, expiry)
+                store.wait(keys, min(expiry, left))
                 return True
             except LookupError:
                 state = self._shared.peek(_MAX_AGE)
+            except RendezvousConnectionError as exc:
+                if not exc.retryable or not left:
+                    raise
+                self._shared.spare_the_others()
+                logger.warning("node %s still asks where to meet in round %d: %s", self._node, joined.round, exc)
+                continue
             if state.round != joined.round or host is None or state.rank(host) != 0:
                 logger.warning("rank 0 of round %d left before it said where to meet; joining again", joined.round)
                 return False

@@ -212,6 +212,49 @@ def test_a_late_heartbeat_of_the_round_before_does_not_stop_those_of_the_next(jo
     assert "taken for dead" not in caplog.text
 
 
+def test_an_outage_while_nodes_ask_where_to_meet(job, caplog):
+    proxy, make = job
+    the_job = make(2, 2)
+    serves, release = threading.Event(), threading.Event()
+
+    def serve(addr: str) -> int:
+        serves.set()
+        assert release.wait(BOUND)
+        return 7001
+
+    futures = [join(the_job.node("node-0", serve=serve)), join(the_job.node("node-1"))]
+    assert serves.wait(BOUND)
+    eventually(lambda: the_job.state().complete, "the round is complete")
+    proxy.cut()
+    eventually(lambda: "still asks where to meet" in caplog.text or futures[1].done(), "longer than the expiry")
+    assert not futures[1].done()
+    proxy.restore()
+    release.set()
+    infos = [future.result(BOUND) for future in futures]
+    assert [info.bootstrap_store_info.master_port for info in infos] == [7001, 7001]
+    assert the_job.state().round == 0
+
+
+def test_an_outage_while_nodes_ask_where_to_meet_that_does_not_end(job):
+    proxy, make = job
+    the_job = make(2, 2)
+    release = threading.Event()
+
+    def serve(addr: str) -> int:
+        release.wait(BOUND)
+        return 7001
+
+    first = join(the_job.node("node-0", serve=serve))
+    second = join(the_job.node("node-1", join=3))
+    eventually(lambda: the_job.state().complete, "the round is complete")
+    proxy.cut()
+    with pytest.raises(RendezvousConnectionError, match="MASTER_ADDR"):
+        second.result(BOUND)
+    proxy.restore()
+    release.set()
+    assert first.result(BOUND).rank == 0
+
+
 def test_a_node_that_waits_while_it_spares_a_silent_one_rests(job):
     _, make = job
     the_job = make(3, 3)

@@ -277,6 +277,24 @@ def test_a_time_out_while_a_round_runs_names_its_members(job):
         the_job.node("node-1", join=1).next_rendezvous()
 
 
+def test_rank_0_that_does_not_say_where_to_meet_holds_nobody_for_longer_than_the_time_to_join(job):
+    the_job = job(2, 2)
+    release = threading.Event()
+
+    def hang(addr: str) -> int:
+        release.wait(BOUND)
+        return 7001
+
+    first = join(the_job.node("node-0", interval=10, serve=hang))
+    start = time.monotonic()
+    second = join(the_job.node("node-1", interval=10, join=2))
+    with pytest.raises(RendezvousTimeoutError, match=r"node-0_.*, is alive but has not said where the workers meet"):
+        second.result(BOUND)
+    assert time.monotonic() - start < 20  # not the 30 s after which a node counts as dead
+    release.set()
+    assert first.result(BOUND).rank == 0
+
+
 def test_rank_0_that_dies_before_it_says_where_to_meet_does_not_hold_the_others(job):
     the_job = job(2, 3)
 
