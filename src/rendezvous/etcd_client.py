@@ -78,8 +78,8 @@ class EtcdClient:
     """One etcd cluster: the first ``etcd.Client`` that answers serves, and the next takes over when it fails.
 
     It has the methods of ``etcd.Client`` that this project uses. A request that may have been applied is sent
-    again only where that changes nothing: a failed compare-and-swap is raised, for its caller to look what became
-    of it.
+    again only where that changes nothing: a failed compare-and-swap or deletion is raised, for its caller to look
+    what became of it.
 
     Args:
         endpoints: hosts and ports.
@@ -175,7 +175,8 @@ class EtcdClient:
 
     def delete(self, key: str) -> Any:
         """See ``etcd.Client.delete``."""
-        return self._call(lambda client: client.delete(key))
+        # Sent again, it would not find what it has deleted itself.
+        return self._call(lambda client: client.delete(key), repeatable=False)
 
 
 def _timeout(seconds: float) -> Any:
