@@ -152,7 +152,7 @@ def _create_client(params: RendezvousParameters) -> EtcdClient:
     if certificate and key:
         certificate = (str(certificate), key)
     username = config.text(params, "username")
-    password = config.password(params) or config.text(params, "password")
+    password = config.password(params)
     if username and not password:
         raise ValueError(
             "The rendezvous configuration option 'username' needs a password: name a file that holds it with "
@@ -174,7 +174,7 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
 
     Configuration: ``read_timeout`` (seconds, 60), ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``,
     ``ca_cert`` (paths), ``username``, and ``password_file`` or the environment variable
-    ``RENDEZVOUS_ETCD_PASSWORD``.
+    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but on a command line everybody on the host can read it.
 
     Raises:
         ImportError: python-etcd is not installed.
