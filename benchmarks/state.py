@@ -45,6 +45,7 @@ def heartbeats(count: int) -> list[int]:
 def ours(twin: str, count: int) -> dict[str, Any]:
     State = importlib.import_module(f"rendezvous._core._state_{'c' if twin == 'compiled' else 'py'}").State
     state = State()
+    state.started = NOW - EXPIRY
     for node, heartbeat in zip(hosts(count), heartbeats(count), strict=True):
         state.join(node, heartbeat)
     data = state.encode()

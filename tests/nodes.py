@@ -79,6 +79,35 @@ def kill(handler: DynamicRendezvousHandler) -> None:
     handler._stop_heartbeats()
 
 
+def expel(job: Job, handler: DynamicRendezvousHandler) -> None:
+    """Take a node out of the state, as another node does that takes it for dead."""
+    backend, _ = create_backend(job.params)
+
+    def swap() -> bool:
+        current = backend.get_state()
+        assert current is not None
+        state = State.decode(current[0])
+        assert state.leave(handler.node)
+        written = backend.set_state(state.encode(), current[1])
+        return written is not None and written[2]
+
+    eventually(swap, "the node is out")
+
+
+def count_reads(handler: DynamicRendezvousHandler) -> list[float]:
+    """Return a list to which each read of the state by this node adds its time."""
+    backend = handler._shared._backend
+    times: list[float] = []
+    read = backend.get_state
+
+    def counted() -> tuple[bytes, Any] | None:
+        times.append(time.monotonic())
+        return read()
+
+    backend.get_state = counted  # type: ignore[method-assign]
+    return times
+
+
 def join(handler: DynamicRendezvousHandler) -> Future[RendezvousInfo]:
     """Have a node join in a thread."""
     future: Future[RendezvousInfo] = Future()

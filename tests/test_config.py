@@ -52,6 +52,16 @@ def test_the_password_comes_from_its_file_or_the_environment(tmp_path, monkeypat
         config.password(params(password_file=str(secret)))
 
 
+def test_a_password_on_the_command_line_works_and_is_warned_about(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("RENDEZVOUS_ETCD_PASSWORD", raising=False)
+    assert config.password(params(password="open sesame")) == "open sesame"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "name that with 'password_file'" in caplog.text
+    assert "sesame" not in caplog.text
+    monkeypatch.setenv("RENDEZVOUS_ETCD_PASSWORD", "from the environment")
+    assert config.password(params(password="open sesame")) == "from the environment"
+
+
 def test_an_unknown_key_is_warned_about_with_the_nearest_known(caplog):
     given = params(join_timout="3", timeout=900, read_timeout=1, zzz=1)
     config.warn_of_unknown_keys(given, (*config.HANDLER_KEYS, "read_timeout"))

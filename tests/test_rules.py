@@ -103,10 +103,17 @@ def test_join(make, late, later, action, reason):
     assert (decision.action, decision.reason) == (action, reason)
 
 
-def test_only_a_node_that_stood_by_gets_its_time_anew():
+def test_only_a_node_that_stands_by_gets_its_time_anew():
     stood_by = with_redundant(complete(B, C), A)
     assert rules.join(stood_by, A, LIMITS, NOW, TOO_LATE).renews_deadline
     assert not rules.join(complete(B, C), A, LIMITS, NOW, IN_TIME).renews_deadline
+    assert not rules.join(with_waiting(complete(B, C), A), A, LIMITS, NOW, IN_TIME).renews_deadline
+
+
+@pytest.mark.parametrize("later", [0, 5_000])
+def test_a_node_that_stands_by_is_never_late(later):
+    standing_by = with_redundant(complete(B, C, D), A)
+    assert rules.join(standing_by, A, LIMITS, NOW + later, TOO_LATE).renews_deadline
 
 
 @pytest.mark.parametrize(
@@ -213,6 +220,20 @@ def test_a_waiting_node_that_gives_up_does_not_end_the_round():
     assert (state.round, state.complete, state.role(A)) == (0, True, None)
 
 
+def test_the_first_write_says_when_the_rendezvous_began():
+    state = State()
+    rules.apply(Action.ADD_TO_PARTICIPANTS, state, A, LIMITS, NOW)
+    rules.apply(Action.ADD_TO_PARTICIPANTS, state, B, LIMITS, NOW + 10)
+    assert state.started == NOW
+
+
+@pytest.mark.parametrize("action", [Action.KEEP_ALIVE, Action.MARK_COMPLETE, Action.MARK_CLOSED])
+def test_who_writes_is_alive(action):
+    state = forming(A, B)
+    rules.apply(action, state, A, LIMITS, NOW + 7)
+    assert (state.heartbeat(A), state.heartbeat(B)) == (NOW + 7, NOW)
+
+
 def test_the_remaining_actions():
     state = complete(B, C)
     rules.apply(Action.ADD_TO_WAIT_LIST, state, A, LIMITS, NOW)
@@ -242,10 +263,10 @@ def test_what_writes_can_be_applied(action):
 def test_a_silent_node_is_taken_out_and_the_round_may_end_with_it():
     state = complete(A, B)
     state.touch(A, NOW + 10_000)
-    assert rules.expire(state, LIMITS, NOW + 15_000) == []
-    assert rules.expire(state, LIMITS, NOW + 15_001) == [B]
+    assert rules.expire(state, C, LIMITS, NOW + 15_000) == []
+    assert rules.expire(state, C, LIMITS, NOW + 15_001) == [B]
     assert (state.round, state.complete) == (0, True)
-    assert rules.expire(state, LIMITS, NOW + 25_001) == [A]
+    assert rules.expire(state, C, LIMITS, NOW + 25_001) == [A]
     assert (state.round, state.complete) == (1, False)
     assert state.nodes(Role.MISSING) == [A, B]
 
@@ -253,8 +274,23 @@ def test_a_silent_node_is_taken_out_and_the_round_may_end_with_it():
 def test_a_silent_node_calls_the_last_call_off():
     state = forming(A, B, deadline=NOW + 20_000)
     state.touch(A, NOW + 10_000)
-    assert rules.expire(state, LIMITS, NOW + 15_001) == [B]
+    assert rules.expire(state, A, LIMITS, NOW + 15_001) == [B]
     assert state.deadline is None
+
+
+def test_a_node_takes_the_others_for_dead_and_never_itself():
+    state = with_waiting(complete(A, B), C)
+    assert rules.expire(state, A, LIMITS, NOW + 15_001) == [B, C]
+    assert (state.round, state.role(A)) == (0, Role.PARTICIPANT)
+    assert rules.keep_alive(state, A, LIMITS, NOW + 15_001, IN_TIME).action is Action.KEEP_ALIVE  # still due
+
+
+def test_to_expire_changes_nothing_for_a_node_that_is_not_in():
+    state = left(complete(A, B), A)
+    before = state.encode()
+    for node in (A, C):
+        assert rules.expire(state, node, LIMITS, NOW) == []
+        assert state.encode() == before
 
 
 # What a node should know.
@@ -268,6 +304,14 @@ def test_the_next_event_is_the_earliest():
     state.deadline = NOW + 13_000
     assert rules.next_event(state, A, LIMITS) == NOW + 13_001
     assert rules.next_event(State(), A, LIMITS) == 0
+
+
+def test_nothing_happens_to_a_silent_node_while_it_is_spared():
+    state = forming(A, B)
+    state.touch(A, NOW + 20_000)
+    assert rules.next_event(state, A, LIMITS, NOW + 10_000) == NOW + 15_001
+    assert rules.next_event(state, A, LIMITS, NOW + 18_000) == NOW + 18_000
+    assert rules.next_event(state, A, LIMITS, NOW + 30_000) == NOW + 25_000  # its own heartbeat
 
 
 def test_who_is_missing_names_those_of_the_round_before():

@@ -43,6 +43,7 @@ def seal(body: bytes) -> bytes:
 def test_a_new_state_is_empty(State):
     state = State()
     assert (state.round, state.complete, state.closed, state.deadline, state.world_size) == (0, False, False, None, 0)
+    assert state.started == 0
     assert len(state) == 0
     assert state.oldest_heartbeat() is None
     assert state.role(A) is None
@@ -265,6 +266,8 @@ def test_a_table_has_a_greatest_size(CompiledState):
         (lambda s: s.count(4), ValueError),
         (lambda s: s.nodes("x"), TypeError),
         (lambda s: setattr(s, "round", -1), ValueError),
+        (lambda s: setattr(s, "started", 2**53), ValueError),
+        (lambda s: setattr(s, "started", None), TypeError),
         (lambda s: setattr(s, "deadline", 2**53), ValueError),
         (lambda s: s.node_of_rank(-1), ValueError),
     ],
@@ -285,11 +288,11 @@ def test_bad_arguments_are_refused_alike_and_change_nothing(twin, State, call, e
 
 def test_the_format_of_version_1_does_not_change(State):
     state = State()
-    state.round = 3
+    state.round, state.started = 3, 900
     state.join(("node-1", 300, 0), 1000)
     state.join(("node-2", 5, 7), 990)
     assert state.encode() == seal(
-        bytes.fromhex("52 5a 01 00 00 00 00 00  03 e8 07 02")
+        bytes.fromhex("52 5a 01 00 00 00 00 00  03 84 07 e8 07 02")
         + bytes.fromhex("00 00 06 6e 6f 64 65 2d 31 ac 02 00  08 05 01 32 05 07 0a")
     )
 
@@ -298,14 +301,32 @@ def test_the_format_of_version_1_does_not_change(State):
 @pytest.mark.parametrize("deadline", [None, 0, NOW])
 def test_round_trip_of_the_round(State, closed, deadline):
     state = State()
-    state.round, state.closed, state.deadline = 7, closed, deadline
+    state.round, state.started, state.closed, state.deadline = 7, NOW - 5, closed, deadline
     again = State.decode(state.encode())
-    assert (again.round, again.closed, again.deadline, len(again)) == (7, closed, deadline, 0)
+    assert (again.round, again.started, again.closed, again.deadline, len(again)) == (7, NOW - 5, closed, deadline, 0)
+
+
+def test_the_greatest_state_of_a_round_is_kept(State):
+    state = State()
+    state.round = state.started = state.deadline = 2**53 - 1
+    state.join(("host", 2**32 - 1, 2**32 - 1), 2**53 - 1)
+    again = State.decode(state.encode())
+    assert (again.round, again.started, again.deadline) == (2**53 - 1,) * 3
+
+
+def test_the_next_round_keeps_the_start(State):
+    state = State()
+    state.started = NOW
+    state.join(A, NOW)
+    state.complete_round()
+    state.open_round()
+    assert state.started == NOW
 
 
 def test_a_blob_of_a_thousand_realistic_hosts_is_small(State):
     rng = random.Random(1)
     state = State()
+    state.started = NOW
     for _ in range(1000):
         host = "-".join(str(rng.randrange(256)) for _ in range(3))
         state.join((f"ip-10-{host}.us-west-2.compute.internal", rng.randrange(4_000_000), 0), NOW - rng.randrange(5000))
@@ -323,27 +344,29 @@ def test_a_blob_of_a_thousand_realistic_hosts_is_small(State):
         (b"hello", "not written by etcd-rendezvous"),
         (b"RX", "not written by etcd-rendezvous"),
         (bytearray(b"RZ"), "must be bytes"),
-        (seal(b"RZ\x02\x00....\x00\x00\x00"), "version 2"),
-        (seal(b"RZ\x01\x08....\x00\x00\x00"), "unknown flags 0x08"),
-        (seal(b"RZ\x01\x00....\x00\x00\xff\xff\x7f"), "claims 2097151 nodes, more than 131072"),
-        (seal(b"RZ\x01\x00....\x00\x00\xff\x7f"), "claims 16383 nodes in 0 bytes"),
-        (seal(b"RZ\x01\x01....\x00\xff\xff\x03\x00\x00"), "a world of 65535, but knows 0 nodes"),
-        (seal(b"RZ\x01\x00....\x00\x00\x00\x00"), "1 bytes after its last node"),
+        (seal(b"RZ\x02\x00....\x00\x00\x00\x00"), "version 2"),
+        (seal(b"RZ\x01\x08....\x00\x00\x00\x00"), "unknown flags 0x08"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\xff\xff\x7f"), "claims 2097151 nodes, more than 131072"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\xff\x7f"), "claims 16383 nodes in 0 bytes"),
+        (seal(b"RZ\x01\x01....\x00\x00\xff\xff\x03\x00\x00"), "a world of 65535, but knows 0 nodes"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x00\x00"), "1 bytes after its last node"),
         (seal(b"RZ\x01\x00....\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), "overlong round"),
         (seal(b"RZ\x01\x00....\xff\xff\xff\xff\xff\xff\xff\x7f"), "has a round of"),
         (seal(b"RZ\x01\x00...."), "ends within its round"),
-        (seal(b"RZ\x01\x00....\x00\x00\x01\x00\x00\x01a\x01\x01"), "heartbeat before the epoch"),
-        (seal(b"RZ\x01\x00....\x00\x00\x01\x00\x00\x00\x01\x00\x00"), "address of impossible length"),
-        (seal(b"RZ\x01\x00....\x00\x00\x01\x00\x05\x01a\x01\x00"), "address of impossible length"),
-        (seal(b"RZ\x01\x00....\x00\x00\x01\x40\x00\x01a\x01\x00"), "unknown tag 0x40"),
-        (seal(b"RZ\x01\x00....\x00\x00\x01\x00\x00\x01\xff\x01\x00"), "not UTF-8"),
-        (seal(b"RZ\x01\x00....\x00\x00\x01\x00\x00\x7fa\x01\x00"), "ends within its address"),
-        (seal(b"RZ\x01\x00....\x00\x00\x01\x10\x00\x01a\x01\x00\x00"), "rank for a node that takes no part"),
-        (seal(b"RZ\x01\x00....\x00\x00\x02\x00\x00\x01a\x01\x00\x00\x01\x00\x01\x00"), "the node 'a_1_0' twice"),
-        (seal(b"RZ\x01\x00....\x00\x00\x02\x00\x00\x01b\x01\x00\x00\x00\x01a\x01\x00"), "'a_1_0' out of order"),
-        (seal(b"RZ\x01\x01....\x00\x01\x00\x01\x10\x00\x01a\x01\x00\x01"), "rank 1 in a world of 1"),
+        (seal(b"RZ\x01\x00....\x05"), "ends within its start"),
+        (seal(b"RZ\x01\x00....\x05\xff\xff\xff\xff\xff\xff\xff\x7f"), "has a start of"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x01\x00\x00\x01a\x01\x01"), "heartbeat before the epoch"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00"), "address of impossible length"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x01\x00\x05\x01a\x01\x00"), "address of impossible length"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x01\x40\x00\x01a\x01\x00"), "unknown tag 0x40"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x01\x00\x00\x01\xff\x01\x00"), "not UTF-8"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x01\x00\x00\x7fa\x01\x00"), "ends within its address"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x01\x10\x00\x01a\x01\x00\x00"), "rank for a node that takes no part"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x02\x00\x00\x01a\x01\x00\x00\x01\x00\x01\x00"), "the node 'a_1_0' twice"),
+        (seal(b"RZ\x01\x00....\x00\x00\x00\x02\x00\x00\x01b\x01\x00\x00\x00\x01a\x01\x00"), "'a_1_0' out of order"),
+        (seal(b"RZ\x01\x01....\x00\x00\x01\x00\x01\x10\x00\x01a\x01\x00\x01"), "rank 1 in a world of 1"),
         (
-            seal(b"RZ\x01\x01....\x00\x02\x00\x02\x00\x00\x01a\x01\x00\x10\x00\x01b\x01\x00\x00"),
+            seal(b"RZ\x01\x01....\x00\x00\x02\x00\x02\x00\x00\x01a\x01\x00\x10\x00\x01b\x01\x00\x00"),
             "rank 0 twice",
         ),
     ],
@@ -385,6 +408,7 @@ operations = st.one_of(
 def observe(state: Any) -> tuple:
     return (
         state.round,
+        state.started,
         state.complete,
         state.closed,
         state.deadline,
@@ -411,12 +435,12 @@ def run(state: Any, script: list[tuple]) -> list:
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(operations, max_size=40), st.booleans(), st.none() | times)
-def test_twins_agree_on_every_script(CompiledState, script, closed, deadline):
+@given(st.lists(operations, max_size=40), st.integers(0, 2**53 - 1), st.booleans(), st.none() | times)
+def test_twins_agree_on_every_script(CompiledState, script, started, closed, deadline):
     compiled, pure = CompiledState(), PureState()
     assert run(compiled, script) == run(pure, script)
     for state in (compiled, pure):
-        state.closed, state.deadline = closed, deadline
+        state.started, state.closed, state.deadline = started, closed, deadline
     assert observe(compiled) == observe(pure)
     data = pure.encode()
     assert compiled.encode() == data

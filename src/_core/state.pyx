@@ -176,6 +176,7 @@ cdef class State:
     cdef Py_ssize_t arena_capacity
     cdef Py_ssize_t[4] counts
     cdef int64_t _round
+    cdef int64_t _started
     cdef int64_t _deadline
     cdef int64_t _world_size
     cdef bint _complete
@@ -200,6 +201,15 @@ cdef class State:
     @round.setter
     def round(self, value):
         self._round = integer(value, "round", MAX_TIME)
+
+    @property
+    def started(self):
+        """When the rendezvous began: when its state was first written; 0 before that."""
+        return self._started
+
+    @started.setter
+    def started(self, value):
+        self._started = integer(value, "started", MAX_TIME)
 
     @property
     def deadline(self):
@@ -532,6 +542,7 @@ cdef class State:
         out[2] = VERSION
         out[3] = self._complete * COMPLETE | self._closed * CLOSED | (self._deadline >= 0) * DEADLINE
         out = write_varint(out + HEADER, self._round)
+        out = write_varint(out, self._started)
         if self._deadline >= 0:
             out = write_varint(out, self._deadline)
         if self._complete:
@@ -652,6 +663,7 @@ cdef class Reader:
         cdef int flags = self.header()
         cdef int64_t latest, count, _
         state._round = self.varint(MAX_TIME, "round")
+        state._started = self.varint(MAX_TIME, "start")
         if flags & DEADLINE:
             state._deadline = self.varint(MAX_TIME, "deadline")
         state._closed = flags & CLOSED != 0

@@ -86,14 +86,21 @@ def existing_file(params: RendezvousParameters, key: str) -> str | None:
 
 
 def password(params: RendezvousParameters) -> str | None:
-    """Return the password from the file that ``password_file`` names, or from the environment, or None.
+    """Return the password: from the file that ``password_file`` names, the environment, or ``password``; or None.
 
     Raises:
         ValueError: there is no such file, or it is empty.
     """
+    given = text(params, "password")
+    if given is not None:
+        logger.warning(
+            "the rendezvous configuration option 'password' is readable by all who can list this host's processes; "
+            "put the password into a file and name that with 'password_file', or set the environment variable %s",
+            PASSWORD_VARIABLE,
+        )
     path = existing_file(params, "password_file")
     if path is None:
-        return os.environ.get(PASSWORD_VARIABLE) or None
+        return os.environ.get(PASSWORD_VARIABLE) or given
     with open(path, encoding="utf-8") as file:
         secret = file.read().rstrip("\r\n")
     if not secret:

@@ -19,6 +19,7 @@ from rendezvous import config, rules
 from rendezvous._core import Role, State
 from rendezvous.api import (
     RendezvousClosedError,
+    RendezvousConnectionError,
     RendezvousError,
     RendezvousGracefulExitError,
     RendezvousHandler,
@@ -236,11 +237,13 @@ class DynamicRendezvousHandler(RendezvousHandler):
             time.sleep(random.uniform(0, min(2.0, self._limits.min_nodes * 0.005)))
 
     def _run(self, rule: Rule, deadline: float, timeout: timedelta) -> tuple[State, float]:
-        """Follow ``rule`` to its end; return the state then, and the deadline, which a freed place renews."""
+        """Follow ``rule`` to its end; return the state then, and the deadline, which standing by renews."""
         blame: str | None = None
         while True:
             decision, state = self._shared.update(rule, deadline)
             action = decision.action
+            if decision.renews_deadline:
+                deadline = _deadline(timeout)
             if action is Action.FINISH:
                 return state, deadline
             if action is Action.WAIT:
@@ -254,8 +257,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
             elif action is Action.ERROR_TIMEOUT:
                 blame = blame or rules.who_is_missing(state, self._limits)
                 raise RendezvousTimeoutError(self._complaint(decision, timeout, blame))
-            elif decision.renews_deadline:
-                deadline = _deadline(timeout)
             if action is not Action.REMOVE:
                 blame = rules.who_is_missing(state, self._limits)
 
@@ -269,7 +270,9 @@ class DynamicRendezvousHandler(RendezvousHandler):
         """Return the outcome of the round, or None where it broke before rank 0 said where the workers meet."""
         rank, world_size = state.rank(self._node), state.world_size
         assert rank is not None  # the rule said that the round is complete with this node
-        store = PrefixStore(f"torch.rendezvous.{self._settings.run_id}.{state.round}", self._store)
+        # The start keeps apart what an older rendezvous of the same run id has left in the store.
+        prefix = f"torch.rendezvous.{self._settings.run_id}.{state.round}.{state.started}"
+        store = PrefixStore(prefix, self._store)
         port = self._serve(self._node.addr) if rank == 0 and self._serve is not None else None
         if rank != 0 and not self._address_came(store, state, deadline):
             return None
@@ -290,11 +293,18 @@ class DynamicRendezvousHandler(RendezvousHandler):
         expiry = timedelta(milliseconds=self._limits.expiry)
         keys = [RendezvousStoreInfo.MASTER_ADDR_KEY, RendezvousStoreInfo.MASTER_PORT_KEY]
         while True:
+            left = timedelta(seconds=max(0.0, deadline - time.monotonic()))
             try:
-                store.wait(keys, expiry)
+                store.wait(keys, min(expiry, left))
                 return True
             except LookupError:
                 state = self._shared.peek(_MAX_AGE)
+            except RendezvousConnectionError as exc:
+                if not exc.retryable or not left:
+                    raise
+                self._shared.spare_the_others()
+                logger.warning("node %s still asks where to meet in round %d: %s", self._node, joined.round, exc)
+                continue
             if state.round != joined.round or host is None or state.rank(host) != 0:
                 logger.warning("rank 0 of round %d left before it said where to meet; joining again", joined.round)
                 return False
@@ -344,13 +354,22 @@ class DynamicRendezvousHandler(RendezvousHandler):
         weakref.finalize(self, stop.set).atexit = False
 
     def _send_heartbeat(self, stop: threading.Event) -> None:
+        timeout = self._settings.timeout.heartbeat
         try:
-            decision, state = self._shared.update(rules.keep_alive, _deadline(self._settings.timeout.heartbeat))
+            while True:
+                decision, state = self._shared.update(rules.keep_alive, _deadline(timeout))
+                if stop.is_set():
+                    return  # the node has left the round that this heartbeat was for
+                if decision.action is not Action.ERROR_TIMEOUT:
+                    break
+                logger.warning(
+                    "node %s sends its heartbeat again: etcd took longer than %g s",
+                    self._node,
+                    timeout.total_seconds(),
+                )
         except RendezvousError as exc:
             logger.warning("node %s failed to send a heartbeat: %s", self._node, exc)
             return
-        if stop.is_set():
-            return  # the node has left the round that this heartbeat was for
         if decision.action is Action.FINISH and state.role(self._node) in (None, Role.MISSING):
             logger.warning(
                 "node %s was taken for dead and is out of the rendezvous '%s': it sent no heartbeat for %g s",

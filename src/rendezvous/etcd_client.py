@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+# Seconds to connect within: time for TCP to try three times, and then for the next endpoint.
+_CONNECT_TIMEOUT = 3.5
+
 
 def etcd_module() -> Any:
     """Return the module ``etcd`` of python-etcd.
@@ -75,8 +78,8 @@ class EtcdClient:
     """One etcd cluster: the first ``etcd.Client`` that answers serves, and the next takes over when it fails.
 
     It has the methods of ``etcd.Client`` that this project uses. A request that may have been applied is sent
-    again only where that changes nothing: a failed compare-and-swap is raised, for its caller to look what became
-    of it.
+    again only where that changes nothing: a failed compare-and-swap or deletion is raised, for its caller to look
+    what became of it.
 
     Args:
         endpoints: hosts and ports.
@@ -104,6 +107,8 @@ class EtcdClient:
         import urllib3
 
         client = self._etcd.Client(host=f"[{host}]" if ":" in host else host, port=port, **self._options)
+        # python-etcd passes its one time-out with each request. As a number it would hold for connecting too.
+        client._read_timeout = _timeout(client.read_timeout)
         # By default urllib3 itself sends a failed PUT again, even one that may have been applied.
         client.http.connection_pool_kw["retries"] = urllib3.Retry(total=5, connect=0, read=0, other=0)
         return client
@@ -161,7 +166,8 @@ class EtcdClient:
 
     def watch(self, key: str, index: int | None = None, timeout: float | None = None) -> Any:
         """See ``etcd.Client.watch``."""
-        return self._call(lambda client: client.watch(key, index=index, timeout=timeout))
+        limit = None if timeout is None else _timeout(timeout)
+        return self._call(lambda client: client.watch(key, index=index, timeout=limit))
 
     def write(self, key: str, value: str, ttl: int | None = None, **conditions: Any) -> Any:
         """See ``etcd.Client.write``."""
@@ -169,7 +175,15 @@ class EtcdClient:
 
     def delete(self, key: str) -> Any:
         """See ``etcd.Client.delete``."""
-        return self._call(lambda client: client.delete(key))
+        # Sent again, it would not find what it has deleted itself.
+        return self._call(lambda client: client.delete(key), repeatable=False)
+
+
+def _timeout(seconds: float) -> Any:
+    """Return urllib3's time-out for an etcd that must answer within ``seconds``."""
+    import urllib3
+
+    return urllib3.Timeout(connect=min(_CONNECT_TIMEOUT, seconds), read=seconds)
 
 
 def _never_sent(exc: Any) -> bool:

@@ -58,6 +58,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._path = key_path(self._key)
         self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
         self._seen: tuple[Token, int] = (None, 0)
+        self._index = 0  # etcd's index, as far as this backend has seen it
 
     @property
     def name(self) -> str:
@@ -66,11 +67,17 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     def get_state(self) -> tuple[bytes, Token] | None:
         """See :meth:`RendezvousBackend.get_state`."""
-        try:
-            result = self._request("read", lambda: self._client.read(self._path))
-        except self._etcd.EtcdKeyNotFound:
+        known = self._index  # before the question: of two threads' answers the older may come last
+        result, index = self._read()
+        if index < known:
+            # A member that lags behind the others answered, or etcd has lost its data: let a quorum say. To ask it
+            # each time is safe too, but costs the whole cluster a write.
+            result, index = self._read(quorum=True)
+            self._index = index
+        self._index = max(self._index, index)
+        if result is None:
             return None
-        self._seen = (result.modifiedIndex, result.etcd_index)
+        self._seen = (result.modifiedIndex, index)
         return self._decode(result)
 
     def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
@@ -86,6 +93,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
             result = self._request("write", lambda: self._client.write(self._path, value, self._ttl, **condition))
         except (self._etcd.EtcdAlreadyExist, self._etcd.EtcdCompareFailed, self._etcd.EtcdKeyNotFound):
             return self._get_unset()
+        self._index = max(self._index, result.modifiedIndex)
         return state, result.modifiedIndex, True
 
     def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
@@ -99,6 +107,14 @@ class EtcdRendezvousBackend(RendezvousBackend):
         except (self._etcd.EtcdWatchTimedOut, self._etcd.EtcdEventIndexCleared):
             return None
         return self._decode(result) if result.value is not None else None
+
+    def _read(self, **options: Any) -> tuple[Any, int]:
+        """Return etcd's answer for the key (None where there is none) and etcd's index at that moment."""
+        try:
+            result = self._request("read", lambda: self._client.read(self._path, **options))
+        except self._etcd.EtcdKeyNotFound as exc:
+            return None, int((exc.payload or {}).get("index", 0))
+        return result, max(result.etcd_index, result.modifiedIndex)
 
     def _get_unset(self) -> tuple[bytes, Token, bool] | None:
         current = self.get_state()
@@ -136,7 +152,7 @@ def _create_client(params: RendezvousParameters) -> EtcdClient:
     if certificate and key:
         certificate = (str(certificate), key)
     username = config.text(params, "username")
-    password = config.password(params) or config.text(params, "password")
+    password = config.password(params)
     if username and not password:
         raise ValueError(
             "The rendezvous configuration option 'username' needs a password: name a file that holds it with "
@@ -158,7 +174,7 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
 
     Configuration: ``read_timeout`` (seconds, 60), ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``,
     ``ca_cert`` (paths), ``username``, and ``password_file`` or the environment variable
-    ``RENDEZVOUS_ETCD_PASSWORD``.
+    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but on a command line everybody on the host can read it.
 
     Raises:
         ImportError: python-etcd is not installed.

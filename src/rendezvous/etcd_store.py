@@ -197,13 +197,25 @@ class EtcdStore(Store):
         self._change(key, lambda old: (old or b"") + _as_bytes(value))
 
     def delete_key(self, key: str) -> bool:
-        """See :meth:`Store.delete_key`."""
-        path = self._path(key)
-        try:
-            self._persist(f"delete '{key}'", lambda: self.client.delete(path), self._deadline())
-        except self._etcd.EtcdKeyNotFound:
+        """See :meth:`Store.delete_key`.
+
+        A key that is gone after a deletion whose answer was lost counts as deleted by it: it was there before.
+        """
+        path, deadline = self._path(key), self._deadline()
+        if self._read(key, deadline)[0] is None:
             return False
-        return True
+        attempts = 0
+
+        def delete() -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                self.client.delete(path)
+            except self._etcd.EtcdKeyNotFound:
+                return attempts > 1
+            return True
+
+        return self._persist(f"delete '{key}'", delete, deadline)
 
     def num_keys(self) -> int:
         """See :meth:`Store.num_keys`. Lists the whole directory, which jobs share: not for a hot path."""

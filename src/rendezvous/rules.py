@@ -10,7 +10,7 @@ dynamic rendezvous:
     It is complete.    A newcomer waits for the next round, or stands by where the round is full. A participant that
                        wants the next round leaves this one and waits. When the last participant has left, the next
                        round forms, and all who wait or stand by join it.
-    A silent node      is taken out once its heartbeat is older than ``expiry``.
+    A silent node      is taken out, by the others, once its heartbeat is older than ``expiry``.
     Closed             is final: nobody joins any more.
 
 Times are milliseconds since the epoch; ``late`` is in seconds, negative while there is time left.
@@ -112,7 +112,7 @@ class Decision:
     action: Action
     reason: str
     renews_deadline: bool = False
-    """The node has waited for room, which has no deadline, and begins to wait for a round, which has one."""
+    """The node stands by: waiting for room has no deadline, only what comes after it has one."""
 
 
 # What a node decides.
@@ -128,7 +128,7 @@ def join(state: State, node: Node, limits: Limits, now: int, late: float) -> Dec
         return Decision(Action.ERROR_CLOSED, "the rendezvous is closed")
     if role == Role.REDUNDANT:
         if participants >= limits.max_nodes:
-            return _rest(state, node, limits, now, f"round {state.round} is full")
+            return _rest(state, node, limits, now, f"round {state.round} is full", renews_deadline=True)
         return _enter(state, f"round {state.round} has room again", renews_deadline=True)
     if state.complete and role == Role.PARTICIPANT:
         return Decision(Action.FINISH, f"round {state.round} is complete")
@@ -154,10 +154,10 @@ def _enter(state: State, reason: str, renews_deadline: bool = False) -> Decision
     return Decision(action, reason, renews_deadline)
 
 
-def _rest(state: State, node: Node, limits: Limits, now: int, reason: str) -> Decision:
+def _rest(state: State, node: Node, limits: Limits, now: int, reason: str, renews_deadline: bool = False) -> Decision:
     if _is_due(state, node, limits, now):
-        return Decision(Action.KEEP_ALIVE, f"{reason}; a heartbeat is due")
-    return Decision(Action.WAIT, reason)
+        return Decision(Action.KEEP_ALIVE, f"{reason}; a heartbeat is due", renews_deadline)
+    return Decision(Action.WAIT, reason, renews_deadline)
 
 
 def _give_up(role: int | None, late: float) -> Decision:
@@ -204,10 +204,16 @@ def _is_due(state: State, node: Node, limits: Limits, now: int) -> bool:
 
 
 def apply(action: Action, state: State, node: Node, limits: Limits, now: int) -> None:
-    """Carry out ``action`` on ``state``."""
-    if action is Action.KEEP_ALIVE:
-        state.touch(node, now)
-    elif action is Action.ADD_TO_PARTICIPANTS:
+    """Carry out ``action`` on ``state``.
+
+    Raises:
+        ValueError: the action is none that changes the state.
+    """
+    if not action.writes:
+        raise ValueError(f"{action} does not change the state")
+    state.started = state.started or now
+    state.touch(node, now)  # who writes is alive, whatever it writes
+    if action is Action.ADD_TO_PARTICIPANTS:
         state.join(node, now)
         participants = state.count(Role.PARTICIPANT)
         if participants >= limits.max_nodes:
@@ -225,13 +231,15 @@ def apply(action: Action, state: State, node: Node, limits: Limits, now: int) ->
         state.complete_round()
     elif action is Action.MARK_CLOSED:
         state.closed = True
-    else:
-        raise ValueError(f"{action} does not change the state")
 
 
-def expire(state: State, limits: Limits, now: int) -> list[Node]:
-    """Take out, and return, the nodes that have been silent for too long."""
-    expired = [Node(*node) for node in state.expire(max(0, now - limits.expiry))]
+def expire(state: State, node: Node, limits: Limits, now: int) -> list[Node]:
+    """Take out, and return, the nodes that have been silent for too long: never ``node``, which asks."""
+    heartbeat = state.heartbeat(node)
+    state.touch(node, now)
+    expired = [Node(*silent) for silent in state.expire(max(0, now - limits.expiry))]
+    if heartbeat is not None:
+        state.touch(node, heartbeat)  # it is alive, but its heartbeat may still be due
     if expired:
         _after_removal(state, limits)
     return expired
@@ -248,15 +256,18 @@ def _after_removal(state: State, limits: Limits) -> None:
 # What the node should know.
 
 
-def next_event(state: State, node: Node, limits: Limits) -> int:
-    """Return when time alone, with no change of the state, next gives the waiting ``node`` something to do."""
+def next_event(state: State, node: Node, limits: Limits, spared_until: int = 0) -> int:
+    """Return when time alone, with no change of the state, next gives the waiting ``node`` something to do.
+
+    Until ``spared_until`` it takes no silent node out.
+    """
     times = []
     heartbeat = state.heartbeat(node)
     if heartbeat is not None:
         times.append(heartbeat + limits.keep_alive_interval)
     oldest = state.oldest_heartbeat()
     if oldest is not None:
-        times.append(oldest + limits.expiry + 1)
+        times.append(max(oldest + limits.expiry + 1, spared_until))
     if state.deadline is not None:
         times.append(state.deadline + 1)
     return min(times, default=0)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Rule = Callable[[State, rules.Node, rules.Limits, int, float], rules.Decision]
 
-_LEAST_WAIT = 0.02
+_LEAST_WAIT = 0.25
 
 # What a look at the state costs at least all in all, in seconds.
 _LEAST_LOOK = 0.002
@@ -51,6 +51,10 @@ class SharedState:
         self._rested_at: Token | None = None
         self._look = _LEAST_LOOK
         self._lenient_until = 0
+        # Even a node that only waits hears of etcd once in each interval. A second more is no reason to worry.
+        interval = limits.keep_alive_interval / 1000
+        self._usual_silence = interval + min(1.0, interval / 2)
+        self._answered_at = float("-inf")
 
     @property
     def state(self) -> State:
@@ -81,7 +85,7 @@ class SharedState:
             except RendezvousConnectionError as exc:
                 if not exc.retryable:
                     raise
-                self._spare_the_others()
+                self.spare_the_others()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise RendezvousConnectionError(
@@ -108,7 +112,7 @@ class SharedState:
             return state.encode()
 
         _, token, changed, attempts = compare_and_swap(
-            self._read, self._backend.set_state, change, Backoff(base=0.01, cap=2.0), deadline + rules.ROLLBACK
+            self._read, self._write, change, Backoff(base=0.01, cap=2.0), deadline + rules.ROLLBACK
         )
         self._view = _View(state, token, time.monotonic())
         if attempts == 0:
@@ -127,9 +131,29 @@ class SharedState:
 
     def _read(self) -> tuple[bytes, Token] | None:
         announced, self._announced = self._announced, None
-        return announced if announced is not None else self._backend.get_state()
+        if announced is not None:
+            return announced
+        current = self._backend.get_state()
+        self._etcd_answered()
+        return current
 
-    def _spare_the_others(self) -> None:
+    def _write(self, state: bytes, token: Token | None) -> tuple[bytes, Token, bool] | None:
+        outcome = self._backend.set_state(state, token)
+        self._etcd_answered()
+        return outcome
+
+    def _etcd_answered(self) -> None:
+        """Note it, before anybody is judged by the answer: the first after a silence is no reason to expire anybody.
+
+        A stall that breaks no connection looks like that, an endpoint that swallows requests until another takes
+        over, a pause of this process, and the very first answer: it may be the end of a stall too.
+        """
+        now = time.monotonic()
+        if now - self._answered_at > self._usual_silence:
+            self.spare_the_others()
+        self._answered_at = now
+
+    def spare_the_others(self) -> None:
         """Expire nobody for a while: while etcd was away the other nodes could not send heartbeats either."""
         self._lenient_until = int(time.time() * 1000) + self._limits.expiry
 
@@ -137,14 +161,14 @@ class SharedState:
         state = State() if data is None else State.decode(data)
         if now < self._lenient_until:
             return state
-        for node in rules.expire(state, self._limits, now):
+        for node in rules.expire(state, self._node, self._limits, now):
             logger.info("rendezvous '%s': node %s is silent and was taken out", self._run_id, node)
         return state
 
     def wait(self, deadline: float) -> None:
         """Wait until the state may have changed, or time alone may give this node something to do."""
-        event = rules.next_event(self.state, self._node, self._limits)
-        # An event that is past already gave the node nothing to do: while others are spared, for example.
+        event = rules.next_event(self.state, self._node, self._limits, self._lenient_until)
+        # Not less for an event that is past: it gave the node nothing to do.
         left = min(max(event / 1000 - time.time(), _LEAST_WAIT), deadline - time.monotonic())
         if left <= 0:
             return
@@ -157,11 +181,15 @@ class SharedState:
             time.sleep(min(left, waiting * self._look * random.uniform(0.5, 1.5)))
             return
         try:
-            self._announced = self._backend.watch(token, left)
+            announced = self._backend.watch(token, left)
         except RendezvousConnectionError as exc:
-            self._spare_the_others()
+            self.spare_the_others()
             # What update() does next meets the same trouble, and deals with it.
             logger.debug("rendezvous '%s': %s", self._run_id, exc)
+            return
+        if announced is not None:  # otherwise the time is over, and whether etcd is well is not known
+            self._etcd_answered()
+            self._announced = announced
 
     def peek(self, max_age: float) -> State:
         """Return the state, not older than ``max_age`` seconds; as last seen where etcd cannot be reached.
@@ -175,10 +203,11 @@ class SharedState:
         try:
             current = self._backend.get_state()
         except RendezvousConnectionError as exc:
-            self._spare_the_others()
+            self.spare_the_others()
             logger.warning("rendezvous '%s': %s; going by what was known before", self._run_id, exc)
             self._view = self._view._replace(read_at=time.monotonic())
             return self.state
+        self._etcd_answered()
         data, token = current if current is not None else (None, None)
         self._view = _View(self._load(data, int(time.time() * 1000)), token, time.monotonic())
         return self.state

@@ -9,6 +9,7 @@ from rendezvous import RendezvousConnectionError, RendezvousParameters, Rendezvo
 from rendezvous.etcd_client import EtcdClient
 from rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend
 from rendezvous.etcd_server import EtcdServer
+from tests.proxy import Proxy
 
 
 def params(etcd, run_id, **options) -> RendezvousParameters:
@@ -210,3 +211,19 @@ def test_an_etcd_without_the_v2_api_is_told_so(run_id):
 def test_a_plain_etcd_is_no_https_etcd(etcd, run_id):
     with pytest.raises(RendezvousConnectionError, match=r"no etcd answers at https://localhost"):
         create_backend(params(etcd, run_id, protocol="https"))
+
+
+def test_an_etcd_that_has_lost_its_data_is_believed(run_id):
+    with EtcdServer() as old, EtcdServer() as new, Proxy(old.get_port()) as proxy:
+        backend = EtcdRendezvousBackend(EtcdClient([("127.0.0.1", proxy.port)], discover=False), run_id)
+        token = None
+        for number in range(10):
+            _, token, _ = backend.set_state(str(number).encode(), token)
+        proxy.cut()
+        proxy.restore(new.get_port())
+        with pytest.raises(RendezvousConnectionError, match="UUID of the cluster changed"):
+            backend.get_state()
+        assert backend.get_state() is None
+        _, token, written = backend.set_state(b"new")
+        assert written
+        assert backend.get_state() == (b"new", token)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
 import etcd as python_etcd
 import pytest
 
@@ -24,6 +29,35 @@ def test_a_dead_endpoint_is_passed_over(etcd):
     assert client.endpoint == etcd.get_endpoint()
     client.write("/failover", "value")
     assert client.read("/failover").value == "value"
+
+
+def test_an_endpoint_that_swallows_connections_is_passed_over_soon(etcd):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, ExitStack() as stack:
+        for _ in range(4):  # as many as wait to be accepted; the next one's packets are dropped
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(hole.getsockname())
+        start = time.monotonic()
+        endpoints = [hole.getsockname(), ("localhost", etcd.get_port())]
+        client = EtcdClient(endpoints, discover=False, read_timeout=60)
+        assert client.endpoint == etcd.get_endpoint()
+        client._current = 0
+        index = client.write("/hole", "value").modifiedIndex
+        client._current = 0
+        assert client.write("/hole", "new", prevIndex=index).value == "new"  # never sent to the first
+        client._current = 0
+        with pytest.raises(python_etcd.EtcdWatchTimedOut):
+            client.watch("/hole", timeout=0.5)
+        assert 2 < time.monotonic() - start < 30
+
+
+def test_a_watch_may_last_longer_than_it_takes_to_connect(etcd):
+    client = EtcdClient([("localhost", etcd.get_port())])
+    client.write("/slow", "value")
+    timer = threading.Timer(4, client.write, ("/slow", "new"))
+    timer.start()
+    assert client.watch("/slow", timeout=30).value == "new"
+    timer.join()
 
 
 def test_members_that_etcd_advertises_take_over(etcd):

@@ -23,7 +23,7 @@ from rendezvous._core import Role
 from rendezvous.backend import RendezvousBackend
 from rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout, create_handler
 from rendezvous.etcd_rendezvous_backend import create_backend
-from tests.nodes import BOUND, Job, eventually, join, join_all, kill
+from tests.nodes import BOUND, Job, count_reads, eventually, expel, join, join_all, kill
 
 
 @pytest.fixture
@@ -67,14 +67,26 @@ def test_who_comes_in_the_last_call_is_taken_in(job):
 
 
 def test_the_store_of_a_round_is_shared_and_of_that_round(job, run_id):
-    handlers = job(2, 2).nodes(2)
+    the_job = job(2, 2)
+    handlers = the_job.nodes(2)
     one, two = join_all(handlers)
     one.store.set("key", "first")
     assert two.store.get("key") == b"first"
     one, two = join_all(handlers)
     assert not one.store.check(["key"])
     assert two.store.underlying_store.prefix == "/torch/elastic/store/"
-    assert two.store.get("MASTER_ADDR") == two.store.underlying_store.get(f"torch.rendezvous.{run_id}.1/MASTER_ADDR")
+    prefix = f"torch.rendezvous.{run_id}.1.{the_job.state().started}"
+    assert two.store.get("MASTER_ADDR") == two.store.underlying_store.get(f"{prefix}/MASTER_ADDR")
+
+
+def test_a_run_id_that_is_used_again_does_not_meet_the_keys_of_the_old_job(job, etcd, run_id):
+    (old,) = join_all(job(1, 1).nodes(1, serve=lambda addr: 7001))
+    old.store.set("key", "old")
+    job(1, 1).stop()
+    etcd.get_client().delete(f"/torch/elastic/rendezvous/{run_id}")  # as etcd does two hours after the last write
+    infos = join_all(job(2, 2).nodes(2, serve=lambda addr: 7002))
+    assert [info.bootstrap_store_info.master_port for info in infos] == [7002, 7002]
+    assert not any(info.store.check(["key"]) for info in infos)
 
 
 def test_serve_gives_the_port_of_rank_0_anew_each_round(job):
@@ -128,15 +140,7 @@ def test_a_node_that_was_taken_for_dead_says_so(job, caplog):
     the_job = job(1, 2)
     (handler,) = the_job.nodes(1, last_call=0.1, interval=0.2)
     join(handler).result(BOUND)
-    backend, _ = create_backend(the_job.params)
-
-    def expel():
-        _, token = backend.get_state()
-        state = the_job.state()
-        state.leave(handler.node)
-        return backend.set_state(state.encode(), token)[2]
-
-    eventually(expel, "the node is out")
+    expel(the_job, handler)
     eventually(lambda: "was taken for dead" in caplog.text, "the warning")
 
 
@@ -169,6 +173,21 @@ def test_a_full_round_s_extra_node_stands_by_and_is_not_counted(job):
     kill(one)
     two_again = join(two)
     assert sorted([two_again.result(BOUND).rank, future.result(BOUND).rank]) == [0, 1]
+
+
+def test_a_node_that_stands_by_for_longer_than_it_may_take_to_join_is_never_late(job):
+    the_job = job(2, 2)
+    join_all(the_job.nodes(2))
+    spare = the_job.node("node-2", join=1)
+    future = join(spare)
+    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by")
+    time.sleep(1.5)
+    reads = count_reads(spare)
+    time.sleep(2)
+    assert len(reads) < 25  # it rests between its heartbeats
+    expel(the_job, spare)
+    eventually(lambda: future.done() or the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by again")
+    assert not future.done()
 
 
 def test_a_node_that_stands_by_goes_home_when_the_rendezvous_closes(job):
@@ -256,6 +275,24 @@ def test_a_time_out_while_a_round_runs_names_its_members(job):
     join(one).result(BOUND)
     with pytest.raises(RendezvousTimeoutError, match=f"complete without this node; .* still: {one.node}"):
         the_job.node("node-1", join=1).next_rendezvous()
+
+
+def test_rank_0_that_does_not_say_where_to_meet_holds_nobody_for_longer_than_the_time_to_join(job):
+    the_job = job(2, 2)
+    release = threading.Event()
+
+    def hang(addr: str) -> int:
+        release.wait(BOUND)
+        return 7001
+
+    first = join(the_job.node("node-0", interval=10, serve=hang))
+    start = time.monotonic()
+    second = join(the_job.node("node-1", interval=10, join=2))
+    with pytest.raises(RendezvousTimeoutError, match=r"node-0_.*, is alive but has not said where the workers meet"):
+        second.result(BOUND)
+    assert time.monotonic() - start < 20  # not the 30 s after which a node counts as dead
+    release.set()
+    assert first.result(BOUND).rank == 0
 
 
 def test_rank_0_that_dies_before_it_says_where_to_meet_does_not_hold_the_others(job):

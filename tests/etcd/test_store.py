@@ -240,6 +240,55 @@ class LostAnswers:
             raise python_etcd.EtcdConnectionFailed("the connection broke")
         return result
 
+    def delete(self, *arguments, **options):
+        result = self._client.delete(*arguments, **options)
+        if self.lost == 0:
+            self.lost += 1
+            raise python_etcd.EtcdConnectionFailed("the connection broke")
+        return result
+
+
+def test_a_deletion_whose_outcome_is_lost_was_made(store):
+    losing = EtcdStore(LostAnswers(store.client), store.prefix, timedelta(seconds=20))
+    store.set("key", "value")
+    assert losing.delete_key("key")
+    assert not store.check(["key"])
+    losing.client.lost = 0
+    assert not losing.delete_key("key")
+
+
+def test_a_deletion_of_nothing_is_none_even_where_its_outcome_is_lost(store):
+    class LostRequests(LostAnswers):
+        def delete(self, *arguments, **options):
+            if self.lost == 0:
+                self.lost += 1
+                raise python_etcd.EtcdConnectionFailed("the connection broke")
+            return self._client.delete(*arguments, **options)
+
+    losing = EtcdStore(LostRequests(store.client), store.prefix, timedelta(seconds=20))
+    assert not losing.delete_key("nothing")
+    store.set("key", "value")
+    assert losing.delete_key("key")
+
+
+def test_a_deletion_that_fails_over_was_made(etcd, run_id):
+    with Proxy(etcd.get_port()) as proxy:
+        client = EtcdClient([("127.0.0.1", proxy.port), ("localhost", etcd.get_port())], discover=False, read_timeout=2)
+        store = EtcdStore(client, f"/stores/{run_id}", timedelta(seconds=20))
+        store.set("key", "value")
+        send = client._clients[0].delete
+
+        def held_up(key):
+            # etcd gets the request; its answer does not come through.
+            etcd.get_client().delete(key)
+            proxy.stall()
+            return send(key)
+
+        client._clients[0].delete = held_up
+        assert store.delete_key("key")
+        assert client.endpoint == etcd.get_endpoint()
+        proxy.resume()
+
 
 def test_an_addition_whose_outcome_is_lost_is_not_made_twice(store):
     losing = EtcdStore(LostAnswers(store.client), store.prefix, timedelta(seconds=20))

@@ -8,6 +8,7 @@ _Node = tuple[str, int, int]
 class State:
     closed: bool
     round: int
+    started: int
     deadline: int | None
     def __init__(self) -> None: ...
     @property

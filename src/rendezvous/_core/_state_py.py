@@ -10,12 +10,16 @@ in ``rendezvous.rules``; the table only keeps it.
 
 Bytes, version 1 (all varints are LEB128 of at most nine bytes, all times milliseconds since the epoch):
 
-    "RZ"  u8 version  u8 flags  u32 length of the whole  varint round  [varint deadline]  [varint world size]
-    varint latest heartbeat  varint number of nodes  then each node in natural order of address, pid, local id:
+    "RZ"  u8 version  u8 flags  u32 length of the whole  varint round  varint started  [varint deadline]
+    [varint world size]  varint latest heartbeat  varint number of nodes
+    then each node in natural order of address, pid, local id:
         u8 tag: role, member of the last complete round, and which of the optional fields follow
         varint bytes shared with the address before at its front  [varint at its back]  varint length of the middle
         the middle  varint pid  [varint local id]  varint latest heartbeat - heartbeat  [varint rank]
     u32 CRC-32 of all before
+
+``started`` is when the state was first written, 0 before that. It tells a rendezvous from an older one of the same
+run id, whose state etcd has deleted, but whose stores it has not.
 
 Left out are: the bytes shared at the back where they are as many as for the node before, a local id of 0, and a
 rank that is one more than the rank before it.
@@ -110,6 +114,7 @@ class State:
 
     def __init__(self) -> None:
         self._round = 0
+        self._started = 0
         self._complete = False
         self._deadline: int | None = None
         self._world_size = 0
@@ -128,6 +133,15 @@ class State:
     @round.setter
     def round(self, value: int) -> None:
         self._round = _integer(value, "round", _MAX_TIME)
+
+    @property
+    def started(self) -> int:
+        """When the rendezvous began: when its state was first written; 0 before that."""
+        return self._started
+
+    @started.setter
+    def started(self, value: int) -> None:
+        self._started = _integer(value, "started", _MAX_TIME)
 
     @property
     def deadline(self) -> int | None:
@@ -326,6 +340,7 @@ class State:
         flags = self._complete * _COMPLETE | self._closed * _CLOSED | (self._deadline is not None) * _DEADLINE
         out = bytearray((0x52, 0x5A, _VERSION, flags, 0, 0, 0, 0))
         _write(out, self._round)
+        _write(out, self._started)
         if self._deadline is not None:
             _write(out, self._deadline)
         if self._complete:
@@ -418,6 +433,7 @@ class _Reader:
     def state(self, state: State) -> State:
         flags = self._header()
         state.round = self._varint(_MAX_TIME, "round")
+        state.started = self._varint(_MAX_TIME, "start")
         if flags & _DEADLINE:
             state.deadline = self._varint(_MAX_TIME, "deadline")
         state.closed = bool(flags & _CLOSED)
