@@ -38,9 +38,11 @@ class Job:
         return [self.node(f"node-{i}", **options) for i in range(count)]
 
     def range(self, prefix: bytes) -> list[Any]:
+        client = connect(self.params("observer"))
+
         async def read() -> list[Any]:
             deadline = asyncio.get_running_loop().time() + 30
-            found, _ = await connect(self.params("observer")).range(prefix, prefix_end(prefix), deadline)
+            found, _ = await client.range(prefix, prefix_end(prefix), deadline)
             return found
 
         return background.run(read())

@@ -44,7 +44,11 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
     Raises:
         RendezvousConnectionError: the interpreter exits.
+        RuntimeError: the caller runs on the loop.
     """
+    if threading.current_thread() is _thread:
+        coroutine.close()
+        raise RuntimeError("a coroutine of the background loop called a blocking function, which waits for that loop")
     try:
         future = asyncio.run_coroutine_threadsafe(coroutine, _start())
     except RendezvousConnectionError:

@@ -205,7 +205,7 @@ class EtcdClient(ABC):
                     refusal.retryable = False
                     raise refusal from exc
                 tries += 1
-                if tries == _PATIENT_TRIES:
+                if tries == _PATIENT_TRIES and call is not Call.REVOKE:  # an old lease ends by itself
                     logger.warning("%s fails: %s; trying again", call.value[0], exc)
                 least = 0.2 if exc.busy else 0.02
                 pause = min(2.0, self._random.uniform(least, max(least, 3 * pause)))
