@@ -430,8 +430,9 @@ def simulate(seed: int, transcript: list[str] | None = None) -> World:
     loop.set_exception_handler(lambda loop, context: world.fail("no error goes unnoticed", str(context)))
     quiet = logging.getLogger("rendezvous")
     level, quiet.level = quiet.level, logging.CRITICAL
-    sizes = coordinator._SHARD_NODES, coordinator._OPS
-    coordinator._SHARD_NODES, coordinator._OPS = plan.shard_nodes, plan.operations
+    sizes = coordinator._INLINE_NODES, coordinator._SHARD_NODES, coordinator._OPS
+    coordinator._INLINE_NODES = coordinator._SHARD_NODES = plan.shard_nodes
+    coordinator._OPS = plan.operations
     try:
         loop.run_until_complete(world.run())
         if world.violation is not None:
@@ -439,7 +440,7 @@ def simulate(seed: int, transcript: list[str] | None = None) -> World:
         return world
     finally:
         quiet.level = level
-        coordinator._SHARD_NODES, coordinator._OPS = sizes
+        coordinator._INLINE_NODES, coordinator._SHARD_NODES, coordinator._OPS = sizes
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.run_until_complete(asyncio.sleep(0.01))

@@ -68,8 +68,7 @@ def kill(handler: CoordinatedRendezvousHandler) -> None:
         member = handler._member
         session, member._session = member._session, None
         if session is not None:
-            session.alive = False
-            session._task.cancel()
+            session._stop()
         await member.leave(1)
 
     background.run(die())

@@ -36,6 +36,9 @@ _OPTIONS = (
     # A host that vanished without a word is noticed after 15 s at the latest. etcd allows a ping every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # Without these two the ping may take a minute, and a watch that is silent for long is not pinged at all.
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -131,6 +134,7 @@ class GrpcEtcdClient(EtcdClient):
         self._endpoints = [_Endpoint(format_endpoint(*endpoint), self._credentials) for endpoint in endpoints]
         self._current = 0
         self._in_flight = asyncio.Semaphore(_MAX_IN_FLIGHT)
+        self._closed = False
         self._token: str | None = None
         self._token_lock = asyncio.Lock()
         self._leases = _KeepAlives(self)
@@ -143,6 +147,7 @@ class GrpcEtcdClient(EtcdClient):
 
     async def close(self) -> None:
         """See :meth:`EtcdClient.close`."""
+        self._closed = True
         await self._leases.close()
         await self._watches.close()
         for endpoint in self._endpoints:
@@ -150,6 +155,7 @@ class GrpcEtcdClient(EtcdClient):
 
     async def _attempt(self, call: Call, request: Message, timeout: float) -> Message:
         async with self._in_flight:
+            self._check_open()
             endpoint = self.endpoint
             try:
                 if call is Call.KEEP_ALIVE:
@@ -168,11 +174,21 @@ class GrpcEtcdClient(EtcdClient):
         revision: int = 0,
     ) -> Watch:
         """See :meth:`EtcdClient.watch`."""
+        self._check_open()
         watch = _GrpcWatch(self._watches, key, end, receive, lost, revision)
         await self._watches.begin(watch, deadline)
         return watch
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EtcdError("the client is closed")
+
     # Who asks, and what went wrong.
+
+    @property
+    def has_user(self) -> bool:
+        """Whether requests are made in the name of a user."""
+        return self._credentials.username is not None
 
     async def metadata(self, timeout: float) -> tuple[tuple[str, str], ...] | None:
         """Return what goes with each request: the token of the user, if there is one."""
@@ -227,6 +243,8 @@ class _Stream:
         self._client = client
         self._outbox: asyncio.Queue[Message] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._tries = 0
+        """How many tries failed since the stream last worked."""
 
     _METHOD: tuple[str, Any, Any]
     _METADATA: tuple[tuple[str, str], ...] = ()
@@ -240,6 +258,7 @@ class _Stream:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._broken(EtcdError("the client is closed"))
 
     def _wanted(self) -> bool:
         """Whether anyone needs the stream."""
@@ -258,38 +277,37 @@ class _Stream:
         raise NotImplementedError
 
     async def _run(self) -> None:
-        tries = 0
         while self._wanted():
             endpoint = self._client.endpoint
             try:
                 metadata = (*self._METADATA, *(await self._client.metadata(5.0) or ()))
                 call = endpoint.stream(*self._METHOD, metadata)
                 try:
-                    tries = await self._converse(call, tries)
+                    await self._converse(call, endpoint)
                 finally:
                     call.cancel()
             except grpc.aio.AioRpcError as exc:
                 self._broken(self._client.translate(exc, endpoint))
             except EtcdError as exc:
                 self._broken(exc)
-            tries += 1
-            await asyncio.sleep(random.uniform(0.02, min(2.0, 0.05 * 2 ** min(tries, 6))))
+            self._tries += 1
+            await asyncio.sleep(random.uniform(0.02, min(2.0, 0.05 * 2 ** min(self._tries, 6))))
 
-    async def _converse(self, call: Any, tries: int) -> int:
-        """Talk until the stream breaks; return how many tries failed since it last worked."""
+    async def _converse(self, call: Any, endpoint: _Endpoint) -> None:
+        """Talk until the stream breaks, and raise why."""
         self._outbox = asyncio.Queue()
         for message in self._opening():
             self._outbox.put_nowait(message)
         writer = asyncio.get_running_loop().create_task(self._write(call))
         try:
             while (answer := await call.read()) is not grpc.aio.EOF:
-                tries = 0
+                self._tries = 0
                 self._heard(answer)
             await call.code()
             raise EtcdError(f"the stream ended: {await call.details()}", retryable=True)
         except grpc.aio.AioRpcError as exc:
-            if tries == 0:
-                raise EtcdError(str(self._client.translate(exc, self._client.endpoint)), retryable=True) from exc
+            if self._tries == 0:
+                raise EtcdError(str(self._client.translate(exc, endpoint)), retryable=True) from exc
             raise
         finally:
             writer.cancel()
@@ -364,6 +382,8 @@ class _GrpcWatch(Watch):
         self.receive, self.lost = receive, lost
         self.revision = revision
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.refused = False
+        """Whether etcd did not permit it when last asked."""
         self.id: int | None = None
         """What etcd calls the watch on the stream that is open now."""
 
@@ -387,7 +407,6 @@ class _Watches(_Stream):
         # Of the open stream: what was asked for, which etcd answers in turn, and what it has answered.
         self._asked: deque[_GrpcWatch] = deque()
         self._open: dict[int, _GrpcWatch] = {}
-        self._refused = 0
 
     async def begin(self, watch: _GrpcWatch, deadline: float) -> None:
         self._wanted_watches[watch] = None
@@ -437,10 +456,10 @@ class _Watches(_Stream):
             watch.receive(answer.events)
 
     def _created(self, answer: Message, watch: _GrpcWatch | None) -> None:
-        self._refused = 0
         if watch not in self._wanted_watches or watch is None:
             self._end(answer.watch_id)
             return
+        watch.refused = False
         watch.id = answer.watch_id
         self._open[watch.id] = watch
         watch.revision = watch.revision or answer.header.revision + 1
@@ -449,19 +468,34 @@ class _Watches(_Stream):
 
     def _canceled(self, answer: Message, watch: _GrpcWatch | None) -> None:
         reason = answer.cancel_reason or "etcd cancelled a watch"
-        if watch is None:
+        if watch is None or watch not in self._wanted_watches:
             return
         if answer.compact_revision:
             self._open.pop(answer.watch_id, None)
             self._wanted_watches.pop(watch, None)
             watch.lost()
             return
-        refused = "permission denied" in reason or "auth" in reason
-        if refused:
+        if "permission denied" in reason or "auth" in reason:
+            if watch.refused or not self._client.has_user:
+                self._refuse(watch, reason)
+                return
             # etcd says no more than this where the token is too old.
+            watch.refused = True
             self._client.forget_token()
-            self._refused += 1
-        raise EtcdError(f"{self._client.endpoint.target}: {reason}", retryable=not refused or self._refused < 2)
+        raise EtcdError(f"{self._client.endpoint.target}: {reason}", retryable=True)
+
+    def _refuse(self, watch: _GrpcWatch, reason: str) -> None:
+        """Give up one watch; the others go on."""
+        self._wanted_watches.pop(watch, None)
+        if watch.begun.done():
+            watch.lost()  # who watches learns why when it tries anew
+            return
+        hint = "" if self._client.has_user else "; etcd asks for a user: set 'username' and its password"
+        refusal = RendezvousConnectionError(
+            f"etcd at {self._client.endpoint.target} refused a watch of {os.fsdecode(watch.key)!r}: {reason}{hint}"
+        )
+        refusal.retryable = False
+        watch.begun.set_exception(refusal)
 
     def _broken(self, error: EtcdError) -> None:
         if error.retryable:

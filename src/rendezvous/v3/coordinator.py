@@ -43,6 +43,8 @@ RUN_TTL = 7200
 _RENEWAL = 600.0
 _PATIENCE = 60.0
 _SHARD_NODES = 128
+# A roster of so many nodes goes into the round record itself: a few KiB once, rather than a request of each node.
+_INLINE_NODES = 1024
 _OPS = 100  # etcd takes 128 operations a transaction, unless told otherwise
 _NAMES = 8
 
@@ -364,7 +366,8 @@ class Coordinator:
         number = self._table.number
         members = rules.choose(self._table.nodes.values(), number, self._limits)
         roster = Roster([member.node_id for member in members])
-        shards = roster.encode(-(-len(members) // _SHARD_NODES))
+        inline = len(members) <= _INLINE_NODES
+        shards = roster.encode(1 if inline else -(-len(members) // _SHARD_NODES))
         record = RoundRecord(
             number,
             Phase.COMPLETE,
@@ -372,7 +375,7 @@ class Coordinator:
             max_nodes=self._limits.max_nodes,
             world_size=len(members),
             shards=len(shards),
-            roster=shards[0] if len(shards) == 1 else None,
+            roster=shards[0] if inline else None,
         )
         writes = [put_op(self._keys.shard(number, k), data, self._run_lease) for k, data in enumerate(shards)]
         # The record goes last: whoever reads it finds the whole roster.

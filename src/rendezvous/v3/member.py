@@ -182,8 +182,10 @@ class Member:
     async def _enter(self, deadline: float) -> None:
         """Write the node's key, on a lease that lives, with a watch on ``ctl/`` in force."""
         while True:
-            if self._session is None or not self._session.alive or self._watch is None:
-                await asyncio.gather(self._have_session(deadline), self._have_watch(deadline))
+            if self._watch is None:
+                await asyncio.gather(self._have_watch(deadline), self._have_session(deadline))
+            else:
+                await self._have_session(deadline)
             assert self._session is not None
             lease = self._session.lease
             node = put_op(self._keys.node(lease), self._node.encode(), lease)
@@ -291,7 +293,7 @@ class Member:
         """Say, as rank 0, where the workers meet; None where the round is broken already."""
         port = await asyncio.get_running_loop().run_in_executor(None, serve)
         mine = Bootstrap(place.round, self._node.addr, port)
-        key, known, revision = self._keys.bootstrap, self._view.bootstrap, self._view.revision(self._keys.bootstrap)
+        key, known, revision = self._keys.bootstrap, self._view.bootstrap, self._view.bootstrap_revision
         while known is None or known.round < place.round:
             try:
                 answer = await self._client.txn(

@@ -58,32 +58,41 @@ class Session:
         self._interval = interval
         self._on_loss = on_loss
         self._random = random
-        self._task = asyncio.get_running_loop().create_task(self._keep_alive())
+        self._loop = asyncio.get_running_loop()
+        self._renewal: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(self._pause(), self._renew)
+
+    def _pause(self) -> float:
+        return self._interval * self._random.uniform(0.8, 1.0)
+
+    def _renew(self) -> None:
+        self._renewal = self._loop.create_task(self._keep_alive())
 
     async def _keep_alive(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            await asyncio.sleep(self._interval * self._random.uniform(0.8, 1.0))
-            try:
-                if await self._client.keep_alive(self.lease, clock() + self._ttl):
-                    continue
-            except RendezvousConnectionError as exc:
-                logger.warning("the lease %x could not be kept alive: %s; trying again", self.lease, exc)
-                continue
-            self.lose()
-            return
+        try:
+            if not await self._client.keep_alive(self.lease, self._loop.time() + self._ttl):
+                self.lose()
+                return
+        except RendezvousConnectionError as exc:
+            logger.warning("the lease %x could not be kept alive: %s; trying again", self.lease, exc)
+        if self.alive:
+            self._timer = self._loop.call_later(self._pause(), self._renew)
+
+    def _stop(self) -> None:
+        self.alive = False
+        self._timer.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
 
     def lose(self) -> None:
         """Take note that etcd has ended the lease."""
         if self.alive:
-            self.alive = False
-            self._task.cancel()
+            self._stop()
             self._on_loss()
 
     async def close(self, deadline: float) -> None:
         """Revoke the lease. Where etcd cannot be reached, it ends by itself."""
-        self.alive = False
-        self._task.cancel()
+        self._stop()
         try:
             await self._client.revoke(self.lease, deadline)
         except RendezvousConnectionError as exc:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rendezvous.api import RendezvousStateError
 from rendezvous.v3.client import DELETE, Event, KeyValue
@@ -35,6 +35,7 @@ class View:
         self._keys = keys
         self._on_change = on_change
         self._revisions: dict[bytes, int] = {}
+        self._present: dict[bytes, None] = {}
         self._waiters: dict[asyncio.Future[None], None] = {}
         self.record: RoundRecord | None = None
         self.record_revision = 0
@@ -47,23 +48,17 @@ class View:
         self.trouble: RendezvousStateError | None = None
         """Why the newest round record cannot be read."""
 
-    def revision(self, key: bytes) -> int:
-        """Return the revision of ``key`` as last heard; 0 where it is not there or was never heard of."""
-        return 0 if self._value(key) is None else self._revisions.get(key, 0)
-
-    def _value(self, key: bytes) -> Any:
-        return {
-            self._keys.coordinator: self.leader,
-            self._keys.round: self.record,
-            self._keys.bootstrap: self.bootstrap,
-            self._keys.closed: self.closed,
-        }.get(key)
+    @property
+    def bootstrap_revision(self) -> int:
+        """The revision of ``ctl/bootstrap`` as last heard; 0 where it is not there."""
+        return 0 if self.bootstrap is None else self._revisions[self._keys.bootstrap]
 
     def receive(self, events: Iterable[Event]) -> None:
         """Take in changes."""
         changed = False
         for event in events:
-            changed |= self._take(event.kv, gone=event.type == DELETE)
+            kv = event.kv
+            changed |= self._take(kv.key, kv, gone=event.type == DELETE)
         if changed:
             self.wake()
 
@@ -72,24 +67,29 @@ class View:
         changed = not self.synced
         self.synced = True
         there = {kv.key: kv for kv in found}
-        for key in (self._keys.coordinator, self._keys.round, self._keys.bootstrap, self._keys.closed):
-            if key in there:
-                changed |= self._take(there[key], gone=False)
-            elif self._revisions.get(key, 0) <= revision and self._value(key) is not None:
+        for key, kv in there.items():
+            changed |= self._take(key, kv, gone=False)
+        for key in [key for key in self._present if key not in there]:
+            if self._revisions[key] <= revision:
                 self._revisions[key] = revision
                 self._set(key, None)
                 changed = True
         if changed:
             self.wake()
 
-    def _take(self, kv: KeyValue, gone: bool) -> bool:
-        if kv.mod_revision <= self._revisions.get(kv.key, 0):
+    def _take(self, key: bytes, kv: KeyValue, gone: bool) -> bool:
+        revision = kv.mod_revision
+        if revision <= self._revisions.get(key, 0):
             return False
-        self._revisions[kv.key] = kv.mod_revision
-        self._set(kv.key, None if gone else kv)
+        self._revisions[key] = revision
+        self._set(key, None if gone else kv)
         return True
 
     def _set(self, key: bytes, kv: KeyValue | None) -> None:
+        if kv is None:
+            self._present.pop(key, None)
+        else:
+            self._present[key] = None
         try:
             if key == self._keys.round:
                 self.record, self.trouble = None, None
