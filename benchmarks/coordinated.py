@@ -2,10 +2,10 @@
 
 Nodes are coroutines of two processes, each of which has one connection; the clock starts when all processes are
 ready, and stops when the last node knows its rank, the world size and where the workers meet. The floor sends, over a
-bare grpc.aio client, what the nodes of a world send and hears what they hear: a lease, a watch, a transaction, and
-one read of a shard where the roster is not part of the round record. Requests, bytes and raft writes come from etcd's
-own metrics. After the round the nodes run on for a while, asked ten times a second as torchrun's agents ask: what
-etcd then sees is the load of a running job.
+bare grpc.aio client, what the nodes of a world send and hears what they hear: a lease and its keep-alives, a watch, a
+transaction, and one read of a shard where the roster is not part of the round record. Requests, bytes and raft writes
+come from etcd's own metrics. After the round the nodes run on for a while, asked ten times a second as torchrun's
+agents ask: what etcd then sees is the load of a running job.
 
 What this does not show: a network, and nodes that do not share two cores with etcd and with one another.
 """
@@ -140,6 +140,21 @@ async def run_floor(job: Job, indices: range, pipe: Connection) -> None:
         for _ in indices:
             await stream.write(rpc_pb2.WatchRequest(create_request=create))
 
+    renewals = channel.stream_stream(
+        "/etcdserverpb.Lease/LeaseKeepAlive",
+        request_serializer=rpc_pb2.LeaseKeepAliveRequest.SerializeToString,
+        response_deserializer=rpc_pb2.LeaseKeepAliveResponse.FromString,
+    )()
+    due: asyncio.Queue[int] = asyncio.Queue()
+
+    async def keep_alive() -> None:
+        while True:
+            await renewals.write(rpc_pb2.LeaseKeepAliveRequest(ID=await due.get()))
+
+    async def stay_alive() -> None:
+        while (answer := await renewals.read()) is not grpc.aio.EOF:
+            asyncio.get_running_loop().call_later(random.uniform(4.0, 5.0), due.put_nowait, answer.ID)
+
     async def put(key: bytes, value: bytes) -> None:
         operation = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, value=value))
         await txn(rpc_pb2.TxnRequest(success=[operation]), timeout=30)
@@ -147,6 +162,7 @@ async def run_floor(job: Job, indices: range, pipe: Connection) -> None:
     async def enter(index: int) -> None:
         async with in_flight:
             lease = (await grant(rpc_pb2.LeaseGrantRequest(TTL=15), timeout=30)).ID
+        asyncio.get_running_loop().call_later(random.uniform(4.0, 5.0), due.put_nowait, lease)
         absent = rpc_pb2.Compare(
             key=b"f/ctl/coordinator", target=rpc_pb2.Compare.CREATE, result=rpc_pb2.Compare.EQUAL, create_revision=0
         )
@@ -168,7 +184,7 @@ async def run_floor(job: Job, indices: range, pipe: Connection) -> None:
 
     pipe.send("ready")
     await hear(pipe)
-    tasks = [asyncio.ensure_future(listen()), asyncio.ensure_future(ask())]
+    tasks = [asyncio.ensure_future(each()) for each in (listen, ask, keep_alive, stay_alive)]
     await asyncio.gather(*(enter(index) for index in indices))
     await all_created.wait()
     pipe.send("joined")
@@ -185,8 +201,9 @@ async def run_floor(job: Job, indices: range, pipe: Connection) -> None:
     await bootstrap.wait()
     pipe.send((time.monotonic(), [(index, job.nodes, 29500) for index in indices]))
     await hear(pipe)
+    for task in tasks:
+        task.cancel()
     pipe.send(0)
-    await asyncio.gather(*tasks)
 
 
 # What is measured.

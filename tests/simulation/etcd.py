@@ -56,8 +56,6 @@ class Etcd:
             answer = self._grant(request)
         elif call is Call.REVOKE:
             answer = self._revoke(request.ID)
-        elif call is Call.KEEP_ALIVE:
-            answer = self._keep_alive(request.ID)
         else:
             raise AssertionError(f"the protocol does not send {call}")
         self._settle(before, writer)
@@ -182,11 +180,11 @@ class Etcd:
         self._end(lease)
         return rpc_pb2.LeaseRevokeResponse()
 
-    def _keep_alive(self, lease: int) -> Message:
-        ttl = self.leases[lease][0] if lease in self.leases else 0
-        if ttl:
-            self._arm(lease, ttl)
-        return rpc_pb2.LeaseKeepAliveResponse(ID=lease, TTL=ttl)
+    def keep_alive(self, lease: int) -> bool:
+        """Renew a lease; return whether there is one."""
+        if lease in self.leases:
+            self._arm(lease, self.leases[lease][0])
+        return lease in self.leases
 
     def change_leader(self) -> None:
         """Give all leases their full time again, as a new leader does."""

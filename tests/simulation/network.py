@@ -52,8 +52,6 @@ class Link(EtcdClient):
         self.dead = False
         self.slowness = 1.0
         self.hook: Callable[[str, Call, Message], None] = lambda stage, call, request: None
-        self.requests = 0
-        self._watches: dict[_LinkWatch, None] = {}
 
     async def close(self) -> None:
         self.dead = True
@@ -62,9 +60,29 @@ class Link(EtcdClient):
         await asyncio.sleep(self._rng.uniform(0.0005, self._weather.latency) * self.slowness)
 
     async def _attempt(self, call: Call, request: Message, timeout: float) -> Message:
+        def apply() -> Message:
+            self.hook("before", call, request)
+            if self.dead:
+                raise asyncio.CancelledError
+            answer = self._etcd.handle(call, request, self._owner)
+            self.hook("after", call, request)
+            return answer
+
+        return await self._exchange(apply, timeout)
+
+    def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
+        async def renew() -> None:
+            try:
+                answered(await self._exchange(lambda: self._etcd.keep_alive(lease), 5.0))
+            except EtcdError as exc:
+                failed(exc)
+
+        asyncio.get_running_loop().create_task(renew())
+
+    async def _exchange(self, apply: Callable[[], Message], timeout: float) -> Message:
+        """Send a request and bring back its answer, or what becomes of them on the way."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
-        self.requests += 1
         await self.pause()
         if self.dead:
             raise asyncio.CancelledError
@@ -75,11 +93,7 @@ class Link(EtcdClient):
             raise EtcdError("etcdserver: no leader", retryable=True)
         if self._rng.random() < self._weather.storm:
             raise EtcdError("etcdserver: too many requests", retryable=True, busy=True)
-        self.hook("before", call, request)
-        if self.dead:
-            raise asyncio.CancelledError
-        answer = self._etcd.handle(call, request, self._owner)
-        self.hook("after", call, request)
+        answer = apply()
         if self._rng.random() < self._weather.amnesia:
             raise EtcdError("the connection broke", retryable=True)
         await self.pause()
@@ -106,7 +120,6 @@ class Link(EtcdClient):
             await asyncio.sleep(0.2)
         await self.pause()
         watch = _LinkWatch(self, key, end, receive, lost, revision or self._etcd.revision + 1)
-        self._watches[watch] = None
         watch.task = loop.create_task(watch.run())
         await self.pause()
         return watch

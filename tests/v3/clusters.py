@@ -45,8 +45,8 @@ class Certificates:
     @property
     def flags(self) -> list[str]:
         """What etcd is told."""
-        flags = ["--cert-file", self.cert, "--key-file", self.key, "--trusted-ca-file", self.ca]
-        return [*flags, "--client-cert-auth"] if self.mutual else flags
+        flags = ["--cert-file", self.cert, "--key-file", self.key]
+        return [*flags, "--client-cert-auth", "--trusted-ca-file", self.ca] if self.mutual else flags
 
     @property
     def credentials(self) -> Credentials:

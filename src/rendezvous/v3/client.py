@@ -10,9 +10,9 @@ import asyncio
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from pyetcd.etcdrpc import kv_pb2, rpc_pb2
 
@@ -31,6 +31,8 @@ __all__ = [
     "put_op",
     "txn_op",
 ]
+
+_T = TypeVar("_T")
 
 KeyValue = Any
 Event = Any
@@ -80,7 +82,6 @@ class Call(Enum):
     TXN = ("KV/Txn", rpc_pb2.TxnRequest, rpc_pb2.TxnResponse)
     GRANT = ("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse)
     REVOKE = ("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse)
-    KEEP_ALIVE = ("Lease/LeaseKeepAlive", rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse)
     STATUS = ("Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse)
     AUTHENTICATE = ("Auth/Authenticate", rpc_pb2.AuthenticateRequest, rpc_pb2.AuthenticateResponse)
 
@@ -157,6 +158,16 @@ class EtcdClient(ABC):
         """Send a request once. Raises EtcdError."""
 
     @abstractmethod
+    def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
+        """Send one keep-alive of a lease, unless one is under way already.
+
+        Args:
+            lease: the id of the lease.
+            answered: called with whether etcd still had the lease, which it then renewed.
+            failed: called instead where no answer came.
+        """
+
+    @abstractmethod
     async def watch(
         self,
         key: bytes,
@@ -191,27 +202,59 @@ class EtcdClient(ABC):
             EtcdError: etcd answered that the lease is gone, or the revision is.
             RendezvousConnectionError: the deadline passed, or etcd refused for good.
         """
+        return await self._try_until(
+            deadline, call.value[0], lambda timeout: self._attempt(call, message, timeout), call is not Call.REVOKE
+        )
+
+    async def keep_alive(self, lease: int, deadline: float) -> bool:
+        """Renew a lease; False where it is gone. Raises as :meth:`request` does."""
+
+        async def attempt(timeout: float) -> bool:
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[bool] = loop.create_future()
+
+            def succeed(there: bool) -> None:
+                if not answer.done():
+                    answer.set_result(there)
+
+            def fail(error: EtcdError) -> None:
+                if not answer.done():
+                    answer.set_exception(error)
+
+            self.renew(lease, succeed, fail)
+            timer = loop.call_later(timeout, fail, EtcdError("no answer to a keep-alive", retryable=True))
+            try:
+                return await answer
+            finally:
+                timer.cancel()
+
+        return await self._try_until(deadline, "Lease/LeaseKeepAlive", attempt)
+
+    async def _try_until(
+        self, deadline: float, name: str, attempt: Callable[[float], Awaitable[_T]], complains: bool = True
+    ) -> _T:
+        """Call ``attempt`` with the seconds that it may take, until it succeeds or fails for good."""
         clock = asyncio.get_running_loop().time
         pause, tries = 0.02, 0
         while True:
             try:
                 # The first tries are short, so that an endpoint that swallows requests is left soon.
-                return await self._attempt(call, message, max(0.05, min(deadline - clock(), 5.0 * 2 ** min(tries, 4))))
+                return await attempt(max(0.05, min(deadline - clock(), 5.0 * 2 ** min(tries, 4))))
             except EtcdError as exc:
                 if exc.lease_is_gone or exc.compacted:
                     raise
                 if not exc.retryable:
-                    refusal = RendezvousConnectionError(f"etcd refused {call.value[0]}: {exc}")
+                    refusal = RendezvousConnectionError(f"etcd refused {name}: {exc}")
                     refusal.retryable = False
                     raise refusal from exc
                 tries += 1
-                if tries == _PATIENT_TRIES and call is not Call.REVOKE:  # an old lease ends by itself
-                    logger.warning("%s fails: %s; trying again", call.value[0], exc)
+                if tries == _PATIENT_TRIES and complains:
+                    logger.warning("%s fails: %s; trying again", name, exc)
                 least = 0.2 if exc.busy else 0.02
                 pause = min(2.0, self._random.uniform(least, max(least, 3 * pause)))
                 if clock() + pause >= deadline:
                     raise RendezvousConnectionError(
-                        f"etcd did not answer {call.value[0]} in time ({tries} tries): {exc}"
+                        f"etcd did not answer {name} in time ({tries} tries): {exc}"
                     ) from exc
             await asyncio.sleep(pause)
 
@@ -272,11 +315,6 @@ class EtcdClient(ABC):
         except EtcdError as exc:
             if not exc.lease_is_gone:
                 raise
-
-    async def keep_alive(self, lease: int, deadline: float) -> bool:
-        """Renew a lease; False where it is gone."""
-        request = rpc_pb2.LeaseKeepAliveRequest(ID=lease)
-        return bool((await self.request(Call.KEEP_ALIVE, request, deadline)).TTL > 0)
 
 
 PUT = kv_pb2.Event.PUT

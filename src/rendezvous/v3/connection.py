@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyetcd.etcdrpc import rpc_pb2
 
@@ -50,6 +50,9 @@ _OPTIONS = (
 
 # More at once do not finish sooner, they only wait in etcd rather than here.
 _MAX_IN_FLIGHT = 256
+
+# After how many seconds without an answer to a keep-alive another endpoint is asked.
+_SILENCE = 5.0
 
 _TRANSIENT = {
     grpc.StatusCode.UNAVAILABLE,
@@ -155,14 +158,15 @@ class GrpcEtcdClient(EtcdClient):
 
     async def _attempt(self, call: Call, request: Message, timeout: float) -> Message:
         async with self._in_flight:
-            self._check_open()
             endpoint = self.endpoint
             try:
-                if call is Call.KEEP_ALIVE:
-                    return await self._leases.renew(request, timeout)
                 return await endpoint.unary(call)(request, timeout=timeout, metadata=await self.metadata(timeout))
             except grpc.aio.AioRpcError as exc:
                 raise self.translate(exc, endpoint) from exc
+
+    def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
+        """See :meth:`EtcdClient.renew`."""
+        self._leases.renew(lease, answered, failed)
 
     async def watch(
         self,
@@ -217,7 +221,7 @@ class GrpcEtcdClient(EtcdClient):
         if any(text in details for text in _STALE_TOKEN):
             self.forget_token()
             return EtcdError(where, retryable=True)
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "too many requests" in details:
+        if "too many requests" in details:  # RESOURCE_EXHAUSTED by etcd's list of errors, UNKNOWN by etcd 3.5.1
             return EtcdError(where, retryable=True, busy=True)
         if code is grpc.StatusCode.OUT_OF_RANGE and _FUTURE in details:
             return EtcdError(where, retryable=True)
@@ -318,35 +322,50 @@ class _Stream:
             await call.write(await self._outbox.get())
 
 
+class _Renewal(NamedTuple):
+    sent_at: float
+    answered: Callable[[bool], None]
+    failed: Callable[[EtcdError], None]
+
+
 class _KeepAlives(_Stream):
     _METHOD = ("Lease/LeaseKeepAlive", rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse)
 
     def __init__(self, client: GrpcEtcdClient) -> None:
         super().__init__(client)
-        self._pending: dict[int, asyncio.Future[Message]] = {}
+        self._pending: dict[int, list[_Renewal]] = {}
+        self._check: asyncio.TimerHandle | None = None
 
-    async def renew(self, request: Message, timeout: float) -> Message:
-        """Send one keep-alive and return its answer."""
+    def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
         loop = asyncio.get_running_loop()
-        pending = self._pending.get(request.ID)
-        if pending is None:
-            pending = self._pending[request.ID] = loop.create_future()
-            self._begin()
-            self._outbox.put_nowait(request)
-        timer = loop.call_later(timeout, self._late, request.ID, pending)
-        try:
-            return await asyncio.shield(pending)
-        finally:
-            timer.cancel()
+        pending = self._pending.setdefault(lease, [])
+        pending.append(_Renewal(loop.time(), answered, failed))
+        if len(pending) > 1:
+            return
+        self._begin()
+        self._outbox.put_nowait(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+        if self._check is None:
+            self._check = loop.call_later(_SILENCE, self._check_silence)
 
-    def _late(self, lease: int, pending: asyncio.Future[Message]) -> None:
-        if not pending.done():
+    def _check_silence(self) -> None:
+        """Give up a stream that has not answered for too long."""
+        self._check = None
+        loop = asyncio.get_running_loop()
+        oldest = min((pending[0].sent_at for pending in self._pending.values()), default=loop.time())
+        if loop.time() - oldest >= _SILENCE:
             endpoint = self._client.endpoint
             self._client.fail_over(endpoint)
             if self._task is not None:
                 self._task.cancel()
                 self._task = None
             self._broken(EtcdError(f"{endpoint.target}: no answer to the keep-alive of a lease", retryable=True))
+        elif self._pending:
+            self._check = loop.call_at(oldest + _SILENCE, self._check_silence)
+
+    async def close(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+        await super().close()
 
     def _wanted(self) -> bool:
         return bool(self._pending)
@@ -355,16 +374,14 @@ class _KeepAlives(_Stream):
         return [rpc_pb2.LeaseKeepAliveRequest(ID=lease) for lease in self._pending]
 
     def _heard(self, answer: Message) -> None:
-        pending = self._pending.pop(answer.ID, None)
-        if pending is not None and not pending.done():
-            pending.set_result(answer)
+        for renewal in self._pending.pop(answer.ID, ()):
+            renewal.answered(answer.TTL > 0)
 
     def _broken(self, error: EtcdError) -> None:
         broken, self._pending = self._pending, {}
         for pending in broken.values():
-            if not pending.done():
-                pending.set_exception(error)
-                pending.exception()  # one that nobody awaits any more is no error of its own
+            for renewal in pending:
+                renewal.failed(error)
 
 
 class _GrpcWatch(Watch):
@@ -478,10 +495,11 @@ class _Watches(_Stream):
         if "permission denied" in reason or "auth" in reason:
             if watch.refused or not self._client.has_user:
                 self._refuse(watch, reason)
-                return
-            # etcd says no more than this where the token is too old.
-            watch.refused = True
-            self._client.forget_token()
+            else:
+                # etcd says no more than this where the token is too old.
+                watch.refused = True
+                self._client.forget_token()
+        # On a stream that it refused a watch, etcd 3.5.1 does not serve the first one any more.
         raise EtcdError(f"{self._client.endpoint.target}: {reason}", retryable=True)
 
     def _refuse(self, watch: _GrpcWatch, reason: str) -> None:

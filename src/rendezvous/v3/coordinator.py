@@ -328,7 +328,8 @@ class Coordinator:
         published = self._published
         calm = published is None or not published.waiting
         urgent = tally.complete and calm and rules.waiting(tally, self._limits) > 0
-        interval = rules.publish_interval(len(self._table.nodes), urgent)
+        # Nodes that are still to come may watch already.
+        interval = rules.publish_interval(max(len(self._table.nodes), self._limits.min_nodes), urgent)
         if (due := self._published_at + interval - clock()) > 0:
             return due
         self._dirty = False

@@ -8,11 +8,14 @@ import random
 from collections.abc import Callable
 
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.v3.client import EtcdClient
+from rendezvous.v3.client import EtcdClient, EtcdError
 
 __all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
+
+# After how many failed keep-alives the log says so.
+_SAID_AFTER = 3
 
 
 class Session:
@@ -59,30 +62,36 @@ class Session:
         self._on_loss = on_loss
         self._random = random
         self._loop = asyncio.get_running_loop()
-        self._renewal: asyncio.Task[None] | None = None
+        self._failures = 0
         self._timer = self._loop.call_later(self._pause(), self._renew)
 
     def _pause(self) -> float:
         return self._interval * self._random.uniform(0.8, 1.0)
 
     def _renew(self) -> None:
-        self._renewal = self._loop.create_task(self._keep_alive())
+        self._client.renew(self.lease, self._answered, self._failed)
 
-    async def _keep_alive(self) -> None:
-        try:
-            if not await self._client.keep_alive(self.lease, self._loop.time() + self._ttl):
-                self.lose()
-                return
-        except RendezvousConnectionError as exc:
-            logger.warning("the lease %x could not be kept alive: %s; trying again", self.lease, exc)
-        if self.alive:
-            self._timer = self._loop.call_later(self._pause(), self._renew)
+    def _answered(self, there: bool) -> None:
+        if not self.alive:
+            return
+        if not there:
+            self.lose()
+            return
+        self._failures = 0
+        self._timer = self._loop.call_later(self._pause(), self._renew)
+
+    def _failed(self, error: EtcdError) -> None:
+        if not self.alive:
+            return
+        self._failures += 1
+        if self._failures == _SAID_AFTER or not error.retryable:
+            logger.warning("the lease %x could not be kept alive: %s; trying again", self.lease, error)
+        pause = self._random.uniform(0.02, min(1.0, 0.05 * 2 ** min(self._failures, 9)))
+        self._timer = self._loop.call_later(pause if error.retryable else self._pause(), self._renew)
 
     def _stop(self) -> None:
         self.alive = False
         self._timer.cancel()
-        if self._renewal is not None:
-            self._renewal.cancel()
 
     def lose(self) -> None:
         """Take note that etcd has ended the lease."""
