@@ -1,4 +1,4 @@
-"""Seconds until a world has formed: our etcd-v2, compiled and pure, beside torch's etcd-v2.
+"""Seconds until a world has formed: our etcd-v3, our etcd-v2, compiled and pure, and torch's etcd-v2.
 
 Each contender runs on a fresh etcd of its own. Its nodes are threads of two processes; the clock starts when all of
 them are ready to join, and stops when the last one has returned from ``next_rendezvous()``, with the address where
@@ -20,7 +20,7 @@ from typing import Any
 
 from rendezvous.etcd_server import EtcdServer
 
-CONTENDERS = ("compiled", "pure", "torch")
+CONTENDERS = ("etcd-v3", "compiled", "pure", "torch")
 PROCESSES = 2
 
 
@@ -35,7 +35,8 @@ class Job:
 
 
 def make_handler(job: Job, index: int) -> Any:
-    arguments = ("etcd-v2", job.endpoint, "benchmark", job.nodes, job.nodes)
+    backend = "etcd-v3" if job.contender == "etcd-v3" else "etcd-v2"
+    arguments = (backend, job.endpoint, "benchmark", job.nodes, job.nodes)
     options = {"local_addr": f"node-{index:05d}", "join_timeout": job.timeout}
     if job.contender != "torch":
         from rendezvous import RendezvousParameters, get_rendezvous_handler

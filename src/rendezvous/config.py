@@ -16,6 +16,7 @@ __all__ = [
     "password",
     "positive_int",
     "text",
+    "user",
     "warn_of_unknown_keys",
 ]
 
@@ -106,6 +107,24 @@ def password(params: RendezvousParameters) -> str | None:
     if not secret:
         raise ValueError(f"The rendezvous configuration option 'password_file' names '{path}', which is empty.")
     return secret
+
+
+def user(params: RendezvousParameters) -> tuple[str, str] | None:
+    """Return etcd's user and its password, or None where no ``username`` is given.
+
+    Raises:
+        ValueError: there is a user and no password.
+    """
+    username = text(params, "username")
+    if not username:
+        return None
+    secret = password(params)
+    if not secret:
+        raise ValueError(
+            "The rendezvous configuration option 'username' needs a password: name a file that holds it with "
+            f"'password_file', or set the environment variable {PASSWORD_VARIABLE}."
+        )
+    return username, secret
 
 
 def warn_of_unknown_keys(params: RendezvousParameters, known: Collection[str]) -> None:

@@ -151,13 +151,7 @@ def _create_client(params: RendezvousParameters) -> EtcdClient:
     key = config.existing_file(params, "ssl_cert_key")
     if certificate and key:
         certificate = (str(certificate), key)
-    username = config.text(params, "username")
-    password = config.password(params)
-    if username and not password:
-        raise ValueError(
-            "The rendezvous configuration option 'username' needs a password: name a file that holds it with "
-            f"'password_file', or set the environment variable {config.PASSWORD_VARIABLE}."
-        )
+    username, password = config.user(params) or (None, None)
     return EtcdClient(
         endpoints,
         protocol=protocol,
@@ -165,7 +159,7 @@ def _create_client(params: RendezvousParameters) -> EtcdClient:
         cert=certificate,
         ca_cert=config.existing_file(params, "ca_cert"),
         username=username,
-        password=password if username else None,
+        password=password,
     )
 
 

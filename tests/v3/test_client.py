@@ -654,7 +654,7 @@ async def test_one_impatient_keep_alive_leaves_the_others_their_time(port, proxy
         leases = [await client.grant(60, within()) for _ in range(3)]
         proxy.stall()
         patient = [asyncio.ensure_future(client.keep_alive(lease, within())) for lease in leases]
-        with pytest.raises(RendezvousConnectionError, match="no answer to (a|the) keep-alive"):
+        with pytest.raises(RendezvousConnectionError, match=r"no answer to (a|the) keep-alive"):
             await client.keep_alive(leases[0], within(0.3))
         cancelled = asyncio.ensure_future(client.keep_alive(leases[1], within()))
         await asyncio.sleep(0)

@@ -191,20 +191,14 @@ def connect(params: RendezvousParameters) -> EtcdClient:
         ValueError: a value is malformed.
     """
     endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
-    username = config.text(params, "username")
-    password = config.password(params) or config.text(params, "password")
-    if username and not password:
-        raise ValueError(
-            "The rendezvous configuration option 'username' needs a password: name a file that holds it with "
-            f"'password_file', or set the environment variable {config.PASSWORD_VARIABLE}."
-        )
+    username, password = config.user(params) or (None, None)
     credentials = Credentials(
         tls=config.one_of(params, "protocol", ("http", "https")) == "https",
         ca_cert=_content(params, "ca_cert"),
         cert=_content(params, "ssl_cert"),
         key=_content(params, "ssl_cert_key"),
         username=username,
-        password=password if username else None,
+        password=password,
     )
     if (credentials.cert is None) != (credentials.key is None):
         raise ValueError(
