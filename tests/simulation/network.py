@@ -56,10 +56,14 @@ class Link(EtcdClient):
     async def close(self) -> None:
         self.dead = True
 
+    @property
+    def target(self) -> str:
+        return "etcd"
+
     async def pause(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.0005, self._weather.latency) * self.slowness)
 
-    async def _attempt(self, call: Call, request: Message, timeout: float) -> Message:
+    async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
         def apply() -> Message:
             self.hook("before", call, request)
             if self.dead:

@@ -1,7 +1,9 @@
 """A small model in DistributedDataParallel on gloo; what the tests give to torchrun.
 
 It trains until ``--steps`` steps are done since this process started, and until the file ``--until`` exists, if
-given. It tells what happens by lines in ``--journal``: a "start" with the world size, a "done" with the loss.
+given; with ``--idle`` it does nothing, no collective either, before that file exists. It tells what happens by lines
+in ``--journal``: a "start" with the world size, the port where the workers met and the launcher's process id, a
+"grpc" with the environment variables meant for gRPC, a "done" with the loss.
 """
 
 import argparse
@@ -18,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--until")
+    parser.add_argument("--idle", action="store_true")
     parser.add_argument("--journal", required=True)
     options = parser.parse_args()
 
@@ -29,7 +32,10 @@ def main() -> None:
     torch.manual_seed(0)
     model = DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    tell("start", dist.get_rank(), dist.get_world_size(), os.environ["MASTER_PORT"])
+    tell("grpc", *(name for name in os.environ if name.startswith("GRPC_")))
+    tell("start", dist.get_rank(), dist.get_world_size(), os.environ["MASTER_PORT"], os.getppid())
+    while options.idle and not Path(options.until).exists():
+        time.sleep(0.05)
     step = 0
     while True:
         inputs = torch.randn(32, 4)

@@ -25,8 +25,8 @@ class Losing(GrpcEtcdClient):
     lose = 0
     after_loss = None
 
-    async def _attempt(self, call, request, timeout):
-        answer = await super()._attempt(call, request, timeout)
+    async def _attempt(self, call, request, timeout, deadline):
+        answer = await super()._attempt(call, request, timeout, deadline)
         if self.lose and call is Call.TXN:
             self.lose -= 1
             if self.after_loss is not None:

@@ -117,9 +117,8 @@ def test_a_secure_client_of_a_plain_etcd(plain, tls, join):
     assert plain.endpoint in str(fails(join, plain, **files(tls)))
 
 
+@pytest.mark.parametrize("tls", ["mutual"], indirect=True)
 def test_a_missing_client_certificate(secure, tls, join):
-    if not tls.mutual:
-        pytest.skip("this etcd asks for none")
     assert secure.endpoint in str(fails(join, secure, protocol="https", ca_cert=tls.ca))
 
 

@@ -97,16 +97,16 @@ class Doomed(GrpcEtcdClient):
         super().__init__(endpoints)
         self._left, self._applied, self._die = fatal, applied, die
 
-    async def _attempt(self, call: Call, request: Any, timeout: float) -> Any:
+    async def _attempt(self, call: Call, request: Any, timeout: float, deadline: float) -> Any:
         if call is Call.TXN:
             self._left -= 1
             if self._left == 0:
                 if self._applied:
-                    await super()._attempt(call, request, timeout)
+                    await super()._attempt(call, request, timeout, deadline)
                 self._die()
         if self._left <= 0:
             await asyncio.Event().wait()
-        return await super()._attempt(call, request, timeout)
+        return await super()._attempt(call, request, timeout, deadline)
 
     def renew(self, lease: int, answered: Any, failed: Any) -> None:
         if self._left > 0:

@@ -42,9 +42,9 @@ class Spy(GrpcEtcdClient):
         self.late = []
         """Requests that etcd has applied before and will get again."""
 
-    async def _attempt(self, call, request, timeout):
+    async def _attempt(self, call, request, timeout, deadline):
         self.asked.append((call, request))
-        answer = await super()._attempt(call, request, timeout)
+        answer = await super()._attempt(call, request, timeout, deadline)
         if self.lose and call is Call.TXN and made_a_change(answer):
             self.lose -= 1
             self.late.append((call, request))
@@ -559,10 +559,10 @@ def test_many_swaps_at_once_lose_none(make_store):
 
 def test_a_swap_that_others_win_each_time_says_so(store, spy, make_store):
     class Busy(Spy):
-        async def _attempt(self, call, request, timeout):
+        async def _attempt(self, call, request, timeout, deadline):
             if call is Call.TXN:
                 await store._store.set("n", "1", BOUND)
-            return await super()._attempt(call, request, timeout)
+            return await super()._attempt(call, request, timeout, deadline)
 
     spy.__class__ = Busy
     with pytest.raises(RendezvousTimeoutError, match="could not change 'n' in time: others changed it"):

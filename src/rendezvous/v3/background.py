@@ -23,12 +23,18 @@ _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
 _stopped = False
+_forked = False
 _farewells: dict[object, Callable[[], Awaitable[None]]] = {}
 
 
 def _start() -> asyncio.AbstractEventLoop:
     global _loop, _thread
     with _lock:
+        if _forked:
+            raise RendezvousConnectionError(
+                "this process was forked from one that speaks with etcd, and gRPC does not work in such a child: start "
+                "it as a new process (multiprocessing's 'spawn', subprocess)"
+            )
         if _stopped:
             raise RendezvousConnectionError("the interpreter exits: etcd is not asked any more")
         if _loop is None:
@@ -43,7 +49,7 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Run ``coroutine`` on the loop and return what it does. An interrupt of the caller cancels it.
 
     Raises:
-        RendezvousConnectionError: the interpreter exits.
+        RendezvousConnectionError: the interpreter exits, or the process was forked from one that used the loop.
         RuntimeError: the caller runs on the loop.
     """
     if threading.current_thread() is _thread:
@@ -66,7 +72,7 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
 def call(function: Callable[..., object], *arguments: Any) -> None:
     """Have the loop call ``function`` soon; nothing happens where there is no loop any more."""
     loop = _loop
-    if loop is not None and not loop.is_closed():
+    if loop is not None and not loop.is_closed() and not _forked:
         loop.call_soon_threadsafe(function, *arguments)
 
 
@@ -105,13 +111,12 @@ async def _leave() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-def _forget() -> None:
-    """In a forked child: its parent's loop and connections are not the child's."""
-    global _loop, _thread, _lock
-    _loop = _thread = None
+def _remember_fork() -> None:
+    """In a forked child: gRPC would hang here, and crash where its objects are freed, so all is left as it is."""
+    global _lock, _forked
     _lock = threading.Lock()
-    _farewells.clear()
+    _forked = _forked or _loop is not None
     atexit.unregister(_stop)
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_remember_fork)

@@ -153,9 +153,24 @@ class EtcdClient(ABC):
     def __init__(self, random: random.Random) -> None:
         self._random = random
 
+    @property
     @abstractmethod
-    async def _attempt(self, call: Call, request: Message, timeout: float) -> Message:
-        """Send a request once. Raises EtcdError."""
+    def target(self) -> str:
+        """The endpoint that serves now."""
+
+    @abstractmethod
+    async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
+        """Send a request once.
+
+        Args:
+            call: what is asked.
+            request: the message.
+            timeout: seconds within which etcd must answer.
+            deadline: until when the request may wait for its turn.
+
+        Raises:
+            EtcdError: it failed.
+        """
 
     @abstractmethod
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
@@ -203,7 +218,10 @@ class EtcdClient(ABC):
             RendezvousConnectionError: the deadline passed, or etcd refused for good.
         """
         return await self._try_until(
-            deadline, call.value[0], lambda timeout: self._attempt(call, message, timeout), call is not Call.REVOKE
+            deadline,
+            call.value[0],
+            lambda timeout: self._attempt(call, message, timeout, deadline),
+            call is not Call.REVOKE,
         )
 
     async def keep_alive(self, lease: int, deadline: float) -> bool:
@@ -222,7 +240,8 @@ class EtcdClient(ABC):
                     answer.set_exception(error)
 
             self.renew(lease, succeed, fail)
-            timer = loop.call_later(timeout, fail, EtcdError("no answer to a keep-alive", retryable=True))
+            silence = EtcdError(f"{self.target}: no answer to a keep-alive", retryable=True)
+            timer = loop.call_later(timeout, fail, silence)
             try:
                 return await answer
             finally:

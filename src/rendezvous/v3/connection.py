@@ -7,29 +7,24 @@ one carries all watches: a stream that breaks is opened anew elsewhere, and its 
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import grpc
+import grpc.aio
 from pyetcd.etcdrpc import rpc_pb2
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.utils import format_endpoint
 from rendezvous.v3.client import Call, EtcdClient, EtcdError, Event, Message, Watch
 
-# Its C core logs to standard error what its callers are told anyway.
-_verbosity = os.environ.get("GRPC_VERBOSITY")
-os.environ["GRPC_VERBOSITY"] = _verbosity or "NONE"
-import grpc  # noqa: E402
-import grpc.aio  # noqa: E402
-
-if _verbosity is None:
-    del os.environ["GRPC_VERBOSITY"]  # the workers' own gRPC is not ours to silence
-
 __all__ = ["Credentials", "GrpcEtcdClient"]
+
+logger = logging.getLogger(__name__)
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -136,7 +131,7 @@ class GrpcEtcdClient(EtcdClient):
         self._credentials = credentials or Credentials()
         self._endpoints = [_Endpoint(format_endpoint(*endpoint), self._credentials) for endpoint in endpoints]
         self._current = 0
-        self._in_flight = asyncio.Semaphore(_MAX_IN_FLIGHT)
+        self._turnstile = _Turnstile(_MAX_IN_FLIGHT)
         self._closed = False
         self._token: str | None = None
         self._token_lock = asyncio.Lock()
@@ -156,17 +151,29 @@ class GrpcEtcdClient(EtcdClient):
         for endpoint in self._endpoints:
             await endpoint.channel.close()
 
-    async def _attempt(self, call: Call, request: Message, timeout: float) -> Message:
-        async with self._in_flight:
+    @property
+    def target(self) -> str:
+        """See :attr:`EtcdClient.target`."""
+        return self.endpoint.target
+
+    async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
+        await self._turnstile.enter(deadline)
+        try:
+            self._check_open()
             endpoint = self.endpoint
             try:
                 return await endpoint.unary(call)(request, timeout=timeout, metadata=await self.metadata(timeout))
             except grpc.aio.AioRpcError as exc:
                 raise self.translate(exc, endpoint) from exc
+        finally:
+            self._turnstile.leave()
 
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
         """See :meth:`EtcdClient.renew`."""
-        self._leases.renew(lease, answered, failed)
+        if self._closed:
+            failed(EtcdError("the client is closed"))
+        else:
+            self._leases.renew(lease, answered, failed)
 
     async def watch(
         self,
@@ -238,6 +245,43 @@ class GrpcEtcdClient(EtcdClient):
         """Let the next endpoint serve, unless that has happened already."""
         if endpoint is self.endpoint:
             self._current = (self._current + 1) % len(self._endpoints)
+
+
+class _Turnstile:
+    """Lets so many through at once; the others wait in turn, each until its deadline."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self, deadline: float) -> None:
+        if self._free > 0:
+            self._free -= 1
+            return
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._queue.append(turn)
+        timer = loop.call_at(deadline, self._late, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()  # its turn came just when it gave up
+            raise
+        finally:
+            timer.cancel()
+
+    def _late(self, turn: asyncio.Future[None]) -> None:
+        if not turn.done():
+            turn.set_exception(EtcdError("other requests of this process took all the time", retryable=True))
+
+    def leave(self) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 class _Stream:
@@ -470,7 +514,11 @@ class _Watches(_Stream):
             self._created(answer, watch)
         elif watch is not None and answer.events:
             watch.revision = answer.events[-1].kv.mod_revision + 1
-            watch.receive(answer.events)
+            try:
+                watch.receive(answer.events)
+            except Exception:
+                # One who cannot deal with what he hears must not make all others deaf.
+                logger.exception("a change under %r could not be dealt with", watch.key)
 
     def _created(self, answer: Message, watch: _GrpcWatch | None) -> None:
         if watch not in self._wanted_watches or watch is None:
@@ -509,8 +557,9 @@ class _Watches(_Stream):
             watch.lost()  # who watches learns why when it tries anew
             return
         hint = "" if self._client.has_user else "; etcd asks for a user: set 'username' and its password"
+        key = watch.key.decode(errors="replace")
         refusal = RendezvousConnectionError(
-            f"etcd at {self._client.endpoint.target} refused a watch of {os.fsdecode(watch.key)!r}: {reason}{hint}"
+            f"etcd at {self._client.endpoint.target} refused a watch of '{key}': {reason}{hint}"
         )
         refusal.retryable = False
         watch.begun.set_exception(refusal)

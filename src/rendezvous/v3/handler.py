@@ -177,7 +177,6 @@ def _abandon(member: Member, farewell: Callable[[], Coroutine[Any, Any, None]]) 
 # From a configuration.
 
 _clients: dict[tuple[object, ...], EtcdClient] = {}
-os.register_at_fork(after_in_child=_clients.clear)
 
 
 def connect(params: RendezvousParameters) -> EtcdClient:

@@ -1,0 +1,201 @@
+"""Jobs on etcd-v3 that lose nodes and etcd members, under real torchrun; and how quiet they are.
+
+``test_jobs`` has the jobs that every backend of ours must run.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+import grpc
+import psutil
+import pytest
+from pyetcd.etcdrpc import auth_pb2, rpc_pb2, rpc_pb2_grpc
+
+from rendezvous.utils import get_free_port
+from rendezvous.v3.client import prefix_end
+from rendezvous.v3.records import Keys
+from tests.nodes import BOUND, eventually
+from tests.torchrun.conftest import TRAIN
+from tests.v3.clusters import Certificates, Cluster
+
+pytestmark = pytest.mark.parametrize("agents", ["etcd-v3"], indirect=True)
+
+# What the agents of ``conftest`` run with, in seconds.
+TTL = 3
+LAST_CALL = 2
+
+PASSWORD = "correct-horse"
+
+# What gRPC, absl, protobuf, asyncio or a dying interpreter would print.
+NOISE = re.compile(
+    r"grpc|fork|absl|protobuf|asyncio|[EWI]0000|never (retrieved|awaited)|was destroyed|BlockingIOError|unclosed"
+    r"|DeprecationWarning|ResourceWarning|RuntimeWarning|UserWarning|Exception ignored|Fatal|leaked"
+)
+
+
+@pytest.fixture(autouse=True)
+def launchers_tell_what_they_do(monkeypatch):
+    monkeypatch.setenv("LOGLEVEL", "INFO")
+
+
+def script(agents, *options):
+    return (str(TRAIN), f"--journal={agents.log}", f"--until={agents.folder / 'finish'}", *options)
+
+
+def allow_to_finish(agents):
+    (agents.folder / "finish").touch()
+
+
+def next_round(agents, size, seen=0):
+    """Wait until ``size`` workers have started beside the first ``seen``; return them as (rank, port, agent)."""
+
+    def started():
+        lines = [line for line in agents.lines("start")[seen:] if line[2] == str(size)]
+        return len(lines) == size and lines
+
+    lines = eventually(started, f"a world of {size}\n{agents.outputs()}", 2 * BOUND)
+    pids = [process.pid for process in agents.processes]
+    workers = sorted((int(rank), int(port), pids.index(int(pid))) for _, rank, _, port, pid in lines)
+    assert [rank for rank, *_ in workers] == list(range(size))
+    assert len({port for _, port, _ in workers}) == 1
+    return workers
+
+
+def count(agents, text, *numbers):
+    return [agents.output(number).count(text) for number in numbers]
+
+
+def check_quiet(agents, *left):
+    """Nothing but torch and this package speaks, and no agent but those ``left`` behind shows a traceback."""
+    for number in range(len(agents.processes)):
+        output = agents.output(number)
+        assert not NOISE.search(output), f"agent {number}: {NOISE.search(output)}\n{output[-6000:]}"
+        assert number in left or "Traceback" not in output, output[-6000:]
+    assert {tuple(line) for line in agents.lines("grpc")} == {("grpc",)}  # the agent's settings are not the workers'
+
+
+def test_agents_leave_come_back_and_die(agents):
+    """Only the rendezvous can tell the others: the workers do no collective that would fail or time out."""
+    with Cluster(1) as cluster:
+        agents.endpoint = cluster.endpoint
+        idle = script(agents, "--idle")
+        for _ in range(2):
+            agents.start("2:3", *idle, workers=1)
+        agents.start("2:3", *idle, workers=1, conf=f"keep_alive_max_attempt={int(4 * BOUND)}")
+        next_round(agents, 3)
+
+        # One leaves, and says so: its lease would last until the test has failed.
+        seen = len(agents.lines("start"))
+        agents.processes[2].terminate()
+        agents.processes[2].wait(timeout=BOUND)
+        next_round(agents, 2, seen)
+
+        # It comes back.
+        seen = len(agents.lines("start"))
+        agents.start("2:3", *idle, workers=1)
+        (_, port, head), *others = next_round(agents, 3, seen)
+        others = [agent for *_, agent in others]
+
+        # The node of rank 0 dies without a word: its lease tells, and rank 0 moves.
+        seen, complete = len(agents.lines("start")), count(agents, "Rendezvous complete", *others)
+        killed = time.monotonic()
+        agents.kill(head)
+        eventually(
+            lambda: count(agents, "Rendezvous complete", *others) == [number + 1 for number in complete],
+            f"the others re-form\n{agents.outputs()}",
+            TTL + LAST_CALL + 10,
+        )
+        took = time.monotonic() - killed
+        print(f"re-formed {took:.1f} s after the kill; the TTL is {TTL} s, the last call {LAST_CALL} s")
+        workers = next_round(agents, 2, seen)
+        assert {agent for *_, agent in workers} == set(others)
+        assert workers[0][1] != port
+
+        allow_to_finish(agents)
+        assert agents.finish(*others) == [0, 0], agents.outputs()
+        assert sorted(int(rank) for _, rank, _, _ in agents.lines("done")) == [0, 1]
+        assert "Worker group FAILED" not in "".join(agents.output(number) for number in others)
+        check_quiet(agents, 2)
+
+
+def silent_node_is_given_up(cluster, member):
+    """Grant a lease like a node's, and wait until etcd ends it since nobody keeps it alive."""
+    etcd = rpc_pb2_grpc.LeaseStub(cluster.channel(member))
+
+    def grant():
+        try:
+            return etcd.LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=TTL), timeout=1).ID
+        except grpc.RpcError:  # no leader yet
+            return None
+
+    def over(lease=eventually(grant, "a lease")):
+        answer = etcd.LeaseTimeToLive(rpc_pb2.LeaseTimeToLiveRequest(ID=lease), timeout=BOUND)
+        return answer.TTL == -1
+
+    eventually(over, "the lease ends")
+
+
+def test_a_dead_endpoint_and_a_killed_leader_of_etcd_do_not_disturb_a_job(agents):
+    with Cluster(3) as cluster:
+        leader = cluster.leader
+        other = (leader + 1) % 3
+        ports = [get_free_port("127.0.0.1"), cluster.ports[leader], cluster.ports[other]]
+        agents.endpoint = ",".join(f"127.0.0.1:{port}" for port in ports)
+        for _ in range(3):
+            agents.start("3", *script(agents), workers=1)
+        workers = next_round(agents, 3)
+
+        def connected(port):
+            return all(
+                any(peer.raddr and peer.raddr.port == port for peer in psutil.Process(agent.pid).net_connections())
+                for agent in agents.processes
+            )
+
+        def keys():
+            root = Keys("/rendezvous", agents.run_id).nodes
+            request = rpc_pb2.RangeRequest(key=root, range_end=prefix_end(root))
+            return {(kv.key, kv.lease) for kv in rpc_pb2_grpc.KVStub(cluster.channel(other)).Range(request).kvs}
+
+        assert connected(cluster.ports[leader])
+        nodes = keys()
+        assert len(nodes) == 3
+        cluster.kill(leader)
+        eventually(lambda: connected(cluster.ports[other]), f"all use the other member\n{agents.outputs()}")
+        silent_node_is_given_up(cluster, other)
+        assert keys() == nodes
+
+        allow_to_finish(agents)
+        assert agents.finish() == [0, 0, 0], agents.outputs()
+        assert len(agents.lines("start")) == len(workers)  # there was one round
+        assert count(agents, "Rendezvous complete", 0, 1, 2) == [1, 1, 1]
+        assert [line[2] for line in agents.lines("done")] == ["3", "3", "3"]
+        check_quiet(agents)
+
+
+def test_certificates_and_a_user_under_torchrun(agents, tmp_path, monkeypatch):
+    tls = Certificates(tmp_path, mutual=True)
+    with Cluster(1, tls=tls) as cluster:
+        etcd = rpc_pb2_grpc.AuthStub(cluster.channel())
+        for user in ("root", "node"):
+            etcd.UserAdd(rpc_pb2.AuthUserAddRequest(name=user, password=PASSWORD), timeout=BOUND)
+            etcd.RoleAdd(rpc_pb2.AuthRoleAddRequest(name=user), timeout=BOUND)
+            etcd.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user), timeout=BOUND)
+        jobs = b"/jobs/"
+        mine = auth_pb2.Permission(permType=auth_pb2.Permission.READWRITE, key=jobs, range_end=prefix_end(jobs))
+        etcd.RoleGrantPermission(rpc_pb2.AuthRoleGrantPermissionRequest(name="node", perm=mine), timeout=BOUND)
+        etcd.AuthEnable(rpc_pb2.AuthEnableRequest(), timeout=BOUND)
+
+        agents.endpoint = cluster.endpoint
+        secret = tmp_path / "secret"
+        secret.write_text(f"{PASSWORD}\n")
+        files = f"protocol=https,ca_cert={tls.ca},ssl_cert={tls.cert},ssl_cert_key={tls.key}"
+        conf = f"{files},prefix=/jobs,username=node"
+        agents.start("2", workers=1, conf=f"{conf},password_file={secret}")
+        monkeypatch.setenv("RENDEZVOUS_ETCD_PASSWORD", PASSWORD)
+        agents.start("2", workers=1, conf=conf)
+        assert agents.finish() == [0, 0], agents.outputs()
+        assert [line[2] for line in agents.lines("done")] == ["2", "2"]
+        assert PASSWORD not in agents.outputs()
+        check_quiet(agents)
