@@ -102,11 +102,12 @@ def counting_spares_as_waiting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def publishing_the_record_before_the_shards() -> Iterator[None]:
-    async def put_record(self: Any, record: Any, with_it: Any = ()) -> None:
-        if await self._write([put_op(self._keys.round, record.encode(), self._run_lease)]):
-            self._published = record
+    async def put_record(self: Any, record: Any, with_it: Any = ()) -> bool:
+        await self._write([put_op(self._keys.round, record.encode(), self._run_lease)])
+        self._published = record
         if with_it:
             await self._write(with_it)
+        return True
 
     with patched(coordinator.Coordinator, "_put_record", put_record):
         yield

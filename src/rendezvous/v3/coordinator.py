@@ -179,6 +179,10 @@ class Coordinator:
             except (RendezvousConnectionError, RendezvousStateError) as exc:
                 logger.warning("the coordinator cannot go on: %s; trying again", exc)
                 await asyncio.sleep(1)
+            except Exception:
+                # A run whose coordinator fails in silence would stand still for ever.
+                logger.exception("the coordinator failed; trying again")
+                await asyncio.sleep(1)
             finally:
                 if watch is not None:
                     watch.cancel()
@@ -186,6 +190,7 @@ class Coordinator:
     def close(self) -> None:
         """Take note that the rendezvous is closed."""
         self._closed = True
+        self._last_call_ends = None
         self._changed.set()
 
     # What is there.
@@ -322,7 +327,7 @@ class Coordinator:
 
     async def _publish(self, tally: Tally) -> float:
         """Publish the round record where it says something new; return the seconds until it is time again."""
-        if not self._dirty:
+        if not self._dirty or self._closed:
             return _RENEWAL
         clock = asyncio.get_running_loop().time
         published = self._published
@@ -383,7 +388,8 @@ class Coordinator:
         while len(writes) > _OPS:
             await self._write(writes[:_OPS])
             writes = writes[_OPS:]
-        await self._put_record(record, writes)
+        if not await self._put_record(record, writes):
+            return
         self._last_call_ends = None
         self._table.complete(number, {member.node_id: member.record.name for member in members})
         if number > 1:
@@ -392,11 +398,14 @@ class Coordinator:
 
     # Writing.
 
-    async def _put_record(self, record: RoundRecord, with_it: Sequence[Message] = ()) -> None:
+    async def _put_record(self, record: RoundRecord, with_it: Sequence[Message] = ()) -> bool:
+        """Write the round record, and what goes ``with_it``; False where the rendezvous is closed."""
         put = put_op(self._keys.round, record.encode(), self._run_lease)
-        if await self._write([*with_it, put], absent(self._keys.closed)):
-            self._published = record
-            self._published_at = asyncio.get_running_loop().time()
+        if not await self._write([*with_it, put], absent(self._keys.closed)):
+            return False
+        self._published = record
+        self._published_at = asyncio.get_running_loop().time()
+        return True
 
     async def _write(self, operations: Sequence[Message], *conditions: Message) -> bool:
         """Write under the fence; False where the rendezvous is closed and ``conditions`` say that it must not be."""

@@ -132,7 +132,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
 
     def is_closed(self) -> bool:
         """See :meth:`RendezvousHandler.is_closed`. A node that has joined answers without asking etcd."""
-        if self._member.view.synced:
+        if self._member.view.synced or self._member.is_closed():
             return self._member.is_closed()
         return background.run(self._ask_whether_closed())
 

@@ -131,9 +131,13 @@ class Member:
         record, place = self._view.record, self._place
         if record is None or self._view.closed is not None:
             return 0
-        if place is not None and record.round > place.round:
-            return max(1, record.waiting)  # the others have gone on without this node
+        if place is not None and (record.round > place.round or self._is_lost()):
+            return max(1, record.waiting)  # the others have gone on without this node, or will
         return record.waiting
+
+    def _is_lost(self) -> bool:
+        """Whether this node is itself a lost member, which is a reason for all to form the next round."""
+        return self._settings.limits.reform_on_loss and self._session is not None and not self._session.alive
 
     def is_closed(self) -> bool:
         """Return whether the rendezvous is closed, as last heard."""
@@ -182,10 +186,7 @@ class Member:
     async def _enter(self, deadline: float) -> None:
         """Write the node's key, on a lease that lives, with a watch on ``ctl/`` in force."""
         while True:
-            if self._watch is None:
-                await asyncio.gather(self._have_watch(deadline), self._have_session(deadline))
-            else:
-                await self._have_session(deadline)
+            await self._prepare(deadline)
             assert self._session is not None
             lease = self._session.lease
             node = put_op(self._keys.node(lease), self._node.encode(), lease)
@@ -202,6 +203,18 @@ class Member:
         """Return the operation that makes this node the coordinator where there is none."""
         key = self._keys.coordinator
         return txn_op([absent(key)], [put_op(key, b"%016x" % lease, lease)])
+
+    async def _prepare(self, deadline: float) -> None:
+        """Have a lease and a watch, which etcd grants side by side."""
+        if self._watch is not None:
+            await self._have_session(deadline)
+            return
+        watching = asyncio.get_running_loop().create_task(self._have_watch(deadline))
+        try:
+            await self._have_session(deadline)
+            await watching
+        finally:
+            watching.cancel()
 
     async def _have_session(self, deadline: float) -> None:
         if self._session is None or not self._session.alive:
@@ -361,6 +374,7 @@ class Member:
         self._campaign = self._resync = self._coordination = None
         watch, self._watch = self._watch, None
         session, self._session = self._session, None
+        self._view.synced = False
         if watch is not None:
             watch.cancel()
         if session is not None:
