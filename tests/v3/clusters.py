@@ -142,6 +142,7 @@ class Cluster:
     def pause(self, member: int) -> None:
         """Stop a member in its tracks: its connections stay, and nothing answers."""
         os.kill(self.pid(member), signal.SIGSTOP)
+        os.waitpid(self.pid(member), os.WUNTRACED)  # until it has stopped
         self._paused.add(member)
 
     def resume(self, member: int) -> None:

@@ -298,7 +298,7 @@ async def test_too_many_requests_are_waited_out(server, port, key):
         etcd = rpc_pb2_grpc.KVStub(server.channel())
         slow = etcd.Txn.future(rpc_pb2.TxnRequest(success=[put(key, b""), *[count] * 20_000]), timeout=BOUND)
         crowd = [etcd.Put.future(rpc_pb2.PutRequest(key=key + b"crowd"), timeout=BOUND) for _ in range(7000)]
-        asked = []
+        asked = [asyncio.ensure_future(client.put(key + b"last"))]
         while not slow.done():
             asked.append(asyncio.ensure_future(client.put(key + b"last")))
             await asyncio.sleep(0.02)

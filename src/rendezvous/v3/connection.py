@@ -60,6 +60,8 @@ _TRANSIENT = {
 _TLS_TROUBLE = ("handshake failed", "CERTIFICATE", "certificate", "Peer name", "tls:")
 _STALE_TOKEN = ("invalid auth token", "revision of auth store is old", "revision in header is old")
 _FUTURE = "future revision"
+# Why a watch is refused; etcd 3.5 says no more than the first where the user is missing or its token is too old.
+_REFUSED = ("permission denied", "user name is empty", "auth")
 
 
 @dataclass(frozen=True)
@@ -540,7 +542,7 @@ class _Watches(_Stream):
             self._wanted_watches.pop(watch, None)
             watch.lost()
             return
-        if "permission denied" in reason or "auth" in reason:
+        if any(text in reason for text in _REFUSED):
             if watch.refused or not self._client.has_user:
                 self._refuse(watch, reason)
             else:
