@@ -129,6 +129,18 @@ def completing_though_closed() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def busy_after_closing() -> Iterator[None]:
+    """A fault that the simulation found: the end of a last call that closing had called off never passed."""
+
+    def close(self: Any) -> None:
+        self._closed = True
+        self._changed.set()
+
+    with patched(coordinator.Coordinator, "close", close):
+        yield
+
+
 @pytest.mark.parametrize(
     ("fault", "invariant"),
     [
@@ -138,6 +150,7 @@ def completing_though_closed() -> Iterator[None]:
         (counting_spares_as_waiting, "liveness"),
         (publishing_the_record_before_the_shards, "agreement"),
         (completing_though_closed, "closed is final"),
+        (busy_after_closing, "liveness"),
     ],
 )
 def test_a_fault_made_on_purpose_is_noticed(fault: Callable[[], Any], invariant: str):

@@ -11,12 +11,24 @@ class Deadlock(AssertionError):
     """Everybody waits for something that cannot come."""
 
 
+class Livelock(AssertionError):
+    """Somebody is busy for ever, and time stands still."""
+
+
+_MOST_STEPS = 100_000
+
+
 class _Selector(selectors.DefaultSelector):
     loop: VirtualLoop
+    steps = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise Deadlock(f"at {self.loop.time():.3f} s nothing is left that could happen")
+        self.steps = 0 if timeout > 1e-6 else self.steps + 1
+        if self.steps > _MOST_STEPS:
+            self.steps = 0
+            raise Livelock(f"at {self.loop.time():.3f} s there is no end to what happens")
         self.loop.now += timeout
         return []
 

@@ -29,7 +29,7 @@ from rendezvous.v3.records import Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.v3.rules import Limits, RankPolicy
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
-from tests.simulation.virtual import VirtualLoop
+from tests.simulation.virtual import Deadlock, Livelock, VirtualLoop
 
 TROUBLE = 60.0
 """Seconds in which things go wrong."""
@@ -438,6 +438,8 @@ def simulate(seed: int, transcript: list[str] | None = None) -> World:
         if world.violation is not None:
             raise world.violation
         return world
+    except (Deadlock, Livelock) as exc:
+        raise Violation(f"seed {seed}: liveness: {exc}") from exc
     finally:
         quiet.level = level
         coordinator._INLINE_NODES, coordinator._SHARD_NODES, coordinator._OPS = sizes
