@@ -7,7 +7,7 @@ import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from rendezvous.api import RendezvousConnectionError
@@ -55,17 +55,41 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
     if threading.current_thread() is _thread:
         coroutine.close()
         raise RuntimeError("a coroutine of the background loop called a blocking function, which waits for that loop")
+    outcome: Future[_T] = Future()
+    tasks: list[asyncio.Task[_T]] = []
+
+    def begin() -> None:
+        tasks.append(loop.create_task(coroutine))
+        tasks[0].add_done_callback(end)
+
+    def end(task: asyncio.Task[_T]) -> None:
+        if task.cancelled():
+            outcome.cancel()
+            outcome.set_running_or_notify_cancel()
+        elif (error := task.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(task.result())
+
+    def cancel() -> None:
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            coroutine.close()
+
+    # Whenever an interrupt comes: what it finds begun is cancelled.
     try:
-        future = asyncio.run_coroutine_threadsafe(coroutine, _start())
-    except RendezvousConnectionError:
-        coroutine.close()
-        raise
-    try:
-        return future.result()
+        loop = _start()
+        loop.call_soon_threadsafe(begin)
+        return outcome.result()
     except CancelledError:
         raise RendezvousConnectionError("the interpreter exits: etcd is not asked any more") from None
     except BaseException:
-        future.cancel()
+        if not outcome.done():
+            if _loop is None or _forked:
+                coroutine.close()
+            else:
+                _loop.call_soon_threadsafe(cancel)
         raise
 
 
