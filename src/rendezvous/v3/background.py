@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rendezvous.api import RendezvousConnectionError
 
-__all__ = ["at_exit", "call", "run"]
+__all__ = ["at_exit", "call", "depart", "run"]
 
 _T = TypeVar("_T")
 
@@ -25,6 +25,7 @@ _thread: threading.Thread | None = None
 _stopped = False
 _forked = False
 _farewells: dict[object, Callable[[], Awaitable[None]]] = {}
+_partings: set[asyncio.Future[None]] = set()
 
 
 def _start() -> asyncio.AbstractEventLoop:
@@ -100,12 +101,22 @@ def call(function: Callable[..., object], *arguments: Any) -> None:
         loop.call_soon_threadsafe(function, *arguments)
 
 
-def at_exit(key: object, farewell: Callable[[], Awaitable[None]] | None) -> None:
-    """Have ``farewell`` run on the loop when the interpreter exits; None takes back what ``key`` stands for."""
-    if farewell is None:
-        _farewells.pop(key, None)
-    else:
-        _farewells[key] = farewell
+def at_exit(key: object, farewell: Callable[[], Awaitable[None]]) -> None:
+    """Have ``farewell`` run on the loop when the interpreter exits, unless ``key`` departs before."""
+    _farewells[key] = farewell
+
+
+def depart(key: object) -> None:
+    """Have the farewell of ``key`` run soon. The interpreter does not exit in the middle of it."""
+    farewell = _farewells.pop(key, None)
+    if farewell is not None:
+        call(_part, farewell)
+
+
+def _part(farewell: Callable[[], Awaitable[None]]) -> None:
+    parting = asyncio.ensure_future(farewell())
+    _partings.add(parting)
+    parting.add_done_callback(_partings.discard)
 
 
 def _stop() -> None:
@@ -126,9 +137,10 @@ def _stop() -> None:
 
 
 async def _leave() -> None:
-    partings = [asyncio.ensure_future(farewell()) for farewell in list(_farewells.values())]
-    if partings:
-        await asyncio.wait(partings, timeout=_FAREWELL)
+    for key in list(_farewells):
+        _part(_farewells.pop(key))
+    if _partings:
+        await asyncio.wait(_partings, timeout=_FAREWELL)
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
         task.cancel()

@@ -10,8 +10,8 @@ import os
 import random
 import socket
 import weakref
-from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 from rendezvous import config
 from rendezvous.api import (
@@ -97,10 +97,8 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         self._serve = functools.partial(serve, node.addr) if serve is not None else get_free_port
         self._member = Member(client, keys, node, settings, random.Random())
         # A process that ends, or forgets the handler, leaves at once: the others need not wait for its lease to end.
-        farewell = functools.partial(self._member.leave, _FAREWELL)
-        background.at_exit(self._member, farewell)
-        self._finalizer = weakref.finalize(self, _abandon, self._member, farewell)
-        self._finalizer.atexit = False
+        background.at_exit(self._member, functools.partial(self._member.leave, _FAREWELL))
+        weakref.finalize(self, background.depart, self._member).atexit = False
 
     @property
     def node(self) -> NodeRecord:
@@ -167,11 +165,6 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
             closed = False
         background.run(self._member.leave(_FAREWELL))
         return closed
-
-
-def _abandon(member: Member, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    background.at_exit(member, None)
-    background.call(lambda: asyncio.ensure_future(farewell()))
 
 
 # From a configuration.
