@@ -298,7 +298,7 @@ def check(outcomes: list[tuple[int, int, int]], nodes: int) -> None:
         raise RuntimeError("the nodes do not agree on the world size or the address")
 
 
-def measure(nodes: list[int], repeats: int = 3) -> list[dict[str, Any]]:
+def measure(nodes: list[int], repeats: int = 2) -> list[dict[str, Any]]:
     """Form worlds of each size with each contender in turn; keep the fastest of ``repeats`` of each."""
     rows = []
     for size in nodes:
