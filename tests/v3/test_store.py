@@ -120,11 +120,10 @@ def revision(client):
 @pytest.fixture
 def make_store(client, keys):
     since = revision(client)
-    numbers = iter(range(10_000))
 
     def make(client=client, **options):
         settings = {"number": 3, "lease": 0, "since": since, "timeout": timedelta(seconds=BOUND), **options}
-        return EtcdStore(client, keys, client_id=f"client-{next(numbers)}", **settings)
+        return EtcdStore(client, keys, **settings)
 
     return make
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import uuid
 from collections.abc import Sequence
 
 from rendezvous import config
@@ -203,5 +202,5 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     keys = Keys(config.text(params, "prefix") or _DEFAULT_PREFIX, params.run_id)
     timeout = config.positive_int(params, "read_timeout", _DEFAULT_TIMEOUT)
     client = connect(params)
-    store = EtcdStore(client, keys, number=0, lease=0, since=0, client_id=uuid.uuid4().hex)
+    store = EtcdStore(client, keys, number=0, lease=0, since=0)
     return EtcdRendezvousBackend(client, keys, timeout=timeout), store

@@ -76,7 +76,6 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
     """
 
     _local_ids: ClassVar = itertools.count()
-    _stores: ClassVar = itertools.count()
 
     def __init__(
         self,
@@ -124,8 +123,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
             place.rank,
             place.world_size,
         )
-        client_id = f"{self._member.node_id or 0:x}-{next(self._stores)}"
-        store = EtcdStore(self._client, self._keys, place.round, place.run_lease, place.revision, client_id)
+        store = EtcdStore(self._client, self._keys, place.round, place.run_lease, place.revision)
         return RendezvousInfo(store, place.rank, place.world_size, RendezvousStoreInfo(bootstrap.addr, bootstrap.port))
 
     def is_closed(self) -> bool:

@@ -18,6 +18,7 @@ import asyncio
 import itertools
 import random
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -537,7 +538,6 @@ class EtcdStore(Store):
         number: the number of the round.
         lease: what the keys of the store hang on; 0 for nothing.
         since: a revision of etcd at which the store was still empty; 0 where that is not known.
-        client_id: no other store of the round, on any node, has the same.
         timeout: how long operations wait; 300 s unless given, as torch's stores.
     """
 
@@ -548,9 +548,10 @@ class EtcdStore(Store):
         number: int,
         lease: int,
         since: int,
-        client_id: str | int,
         timeout: timedelta | None = None,
     ) -> None:
+        # Its marks are its own: two stores with one id would take each other's changes for theirs.
+        client_id = uuid.uuid4().hex
         self._store = AsyncEtcdStore(client, keys, number, lease, since, client_id, random.Random())
         if timeout is not None:
             self.set_timeout(timeout)
