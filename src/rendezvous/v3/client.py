@@ -174,7 +174,7 @@ class EtcdClient(ABC):
 
     @abstractmethod
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
-        """Send one keep-alive of a lease, unless one is under way already.
+        """Send a keep-alive of a lease; where one is under way already, its answer serves both.
 
         Args:
             lease: the id of the lease.
@@ -198,7 +198,8 @@ class EtcdClient(ABC):
             key: the first key.
             end: the end of the range; empty for ``key`` alone.
             receive: called with the changes, in their order. It may hear of a change twice.
-            lost: called once instead, where changes were missed because etcd has forgotten them: the watch is over.
+            lost: called once instead, where the watch is over: etcd has forgotten changes that were not heard of, or
+                refuses the watch now.
             deadline: until when to try.
             revision: the first revision to hear of; what changes from now on unless given.
 
@@ -292,7 +293,7 @@ class EtcdClient(ABC):
             deadline: until when to try.
             revision: the revision to read at; the newest unless given.
             serializable: let any member answer from what it has, which is cheaper. Only with ``revision`` is the
-                answer sure to be current: a member that does not have it yet leaves the answer to the leader.
+                answer sure to be current: a member that does not have it yet is asked again.
         """
         found: list[KeyValue] = []
         while True:

@@ -57,15 +57,14 @@ class Table:
     """The nodes that are there, and the members of the round that is complete.
 
     Attributes:
-        roster: the members of the complete round, or None while a round forms.
         number: the number of the round.
+        nodes: the nodes by id.
     """
 
     def __init__(self) -> None:
-        self.roster: Roster | None = None
         self.number = 0
         self.nodes: dict[int, Candidate] = {}
-        self._members: dict[int, str] = {}
+        self._members: dict[int, str] = {}  # a round that forms has none
         self._present = self._returned = 0
 
     def put(self, candidate: Candidate) -> None:
@@ -89,23 +88,20 @@ class Table:
 
     def complete(self, number: int, members: dict[int, str]) -> None:
         """Take note that round ``number`` is complete, with ``members``: names by id, in the order of the ranks."""
-        self.number, self.roster, self._members = number, Roster(list(members)), members
+        self.number, self._members = number, members
         self._present = self._returned = 0
         for candidate in self.nodes.values():
             self._count(candidate, 1)
 
     def open(self, number: int) -> None:
         """Take note that round ``number`` forms."""
-        self.number, self.roster, self._members = number, None, {}
-        self._present = self._returned = 0
+        self.complete(number, {})  # nobody is a member of it yet
 
     def tally(self, closed: bool) -> Tally:
         """Count."""
         members = len(self._members)
         inside = self._present + self._returned
-        return Tally(
-            self.roster is not None, self._present, self._returned, members - inside, len(self.nodes) - inside, closed
-        )
+        return Tally(bool(members), self._present, self._returned, members - inside, len(self.nodes) - inside, closed)
 
     def lost(self) -> list[str]:
         """Return the names of the members that are gone."""
