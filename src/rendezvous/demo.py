@@ -17,19 +17,19 @@ from typing import Any
 from rendezvous.api import RendezvousError, RendezvousParameters
 from rendezvous.v3 import background
 from rendezvous.v3.client import prefix_end
-from rendezvous.v3.handler import CoordinatedRendezvousHandler, connect, create_handler
-from rendezvous.v3.records import Keys, NodeRecord, RoundRecord
+from rendezvous.v3.connect import connect, run_keys
+from rendezvous.v3.handler import CoordinatedRendezvousHandler, create_handler
+from rendezvous.v3.records import NodeRecord, RoundRecord
 
 __all__ = ["Plan", "Report", "Round", "run"]
 
 # Short, so that the dead are missed soon. Real jobs keep the defaults.
-_PREFIX = "/rendezvous-demo"
 _CONFIGURATION = {
     "join_timeout": 120,
     "last_call_timeout": 1,
     "keep_alive_interval": 1,
     "keep_alive_max_attempt": 3,
-    "prefix": _PREFIX,
+    "prefix": "/rendezvous-demo",
 }
 
 Progress = Callable[[str, int, int], None]
@@ -118,7 +118,7 @@ class _Sight:
 def _observer(plan: Plan) -> Callable[[], _Sight]:
     """Return what looks at the keys of the run."""
     client = connect(_parameters(plan))
-    keys = Keys(_PREFIX, plan.run_id)
+    keys = run_keys(_parameters(plan))
 
     async def read() -> _Sight:
         deadline = asyncio.get_running_loop().time() + 30

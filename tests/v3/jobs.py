@@ -8,7 +8,8 @@ from typing import Any
 from rendezvous.api import RendezvousParameters
 from rendezvous.v3 import background
 from rendezvous.v3.client import prefix_end
-from rendezvous.v3.handler import CoordinatedRendezvousHandler, connect, create_handler
+from rendezvous.v3.connect import connect
+from rendezvous.v3.handler import CoordinatedRendezvousHandler, create_handler
 from rendezvous.v3.records import Keys, RoundRecord
 
 SHORT = {"join_timeout": 60, "last_call_timeout": 1, "keep_alive_interval": 1, "keep_alive_max_attempt": 2}

@@ -23,7 +23,7 @@ from rendezvous.api import (
 )
 from rendezvous.v3 import background
 from rendezvous.v3.client import put_op
-from rendezvous.v3.handler import connect
+from rendezvous.v3.connect import connect
 from tests.nodes import BOUND, eventually, join, join_all
 from tests.v3.jobs import TTL, Job, kill
 

@@ -15,12 +15,12 @@ from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.backend import RendezvousBackend, Token
 from rendezvous.v3 import background
 from rendezvous.v3.client import DELETE, EtcdClient, EtcdError, Event, KeyValue, compare, get_op, put_op
+from rendezvous.v3.connect import connect, run_keys
 from rendezvous.v3.records import Keys
 from rendezvous.v3.store import EtcdStore
 
 __all__ = ["EtcdRendezvousBackend", "create_backend"]
 
-_DEFAULT_PREFIX = "/rendezvous"
 _DEFAULT_TTL = 7200
 _DEFAULT_TIMEOUT = 5
 _NONCE = 16
@@ -190,16 +190,14 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
 
     The store is one for all rounds: the dynamic rendezvous sets its keys apart by round. They outlive the job.
 
-    Configuration: that of :func:`rendezvous.v3.handler.connect`; ``prefix`` of all keys (/rendezvous);
-    ``read_timeout`` (seconds, 5).
+    Configuration: that of :func:`rendezvous.v3.connect.connect` and :func:`~rendezvous.v3.connect.run_keys`;
+    ``read_timeout``, for which a request is tried too (seconds, 5).
 
     Raises:
         RendezvousConnectionError: no endpoint answers, or etcd refused the user.
         ValueError: a value is malformed or out of range.
     """
-    from rendezvous.v3.handler import connect
-
-    keys = Keys(config.text(params, "prefix") or _DEFAULT_PREFIX, params.run_id)
+    keys = run_keys(params)
     timeout = config.positive_int(params, "read_timeout", _DEFAULT_TIMEOUT)
     client = connect(params)
     store = EtcdStore(client, keys, number=0, lease=0, since=0)

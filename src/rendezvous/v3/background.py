@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from rendezvous.api import RendezvousConnectionError
 
-__all__ = ["at_exit", "call", "depart", "run"]
+__all__ = ["FAREWELL", "at_exit", "depart", "run"]
 
 _T = TypeVar("_T")
 
-# What leaving may take when the interpreter exits, in seconds.
-_FAREWELL = 2.0
+FAREWELL = 2.0
+"""What leaving may take, in seconds."""
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -94,13 +94,6 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
         raise
 
 
-def call(function: Callable[..., object], *arguments: Any) -> None:
-    """Have the loop call ``function`` soon; nothing happens where there is no loop any more."""
-    loop = _loop
-    if loop is not None and not loop.is_closed() and not _forked:
-        loop.call_soon_threadsafe(function, *arguments)
-
-
 def at_exit(key: object, farewell: Callable[[], Awaitable[None]]) -> None:
     """Have ``farewell`` run on the loop when the interpreter exits, unless ``key`` departs before."""
     _farewells[key] = farewell
@@ -108,9 +101,9 @@ def at_exit(key: object, farewell: Callable[[], Awaitable[None]]) -> None:
 
 def depart(key: object) -> None:
     """Have the farewell of ``key`` run soon. The interpreter does not exit in the middle of it."""
-    farewell = _farewells.pop(key, None)
-    if farewell is not None:
-        call(_part, farewell)
+    farewell, loop = _farewells.pop(key, None), _loop
+    if farewell is not None and loop is not None and not loop.is_closed() and not _forked:
+        loop.call_soon_threadsafe(_part, farewell)
 
 
 def _part(farewell: Callable[[], Awaitable[None]]) -> None:
@@ -126,7 +119,7 @@ def _stop() -> None:
     if loop is None or thread is None:
         return
     try:
-        asyncio.run_coroutine_threadsafe(_leave(), loop).result(_FAREWELL + 1)
+        asyncio.run_coroutine_threadsafe(_leave(), loop).result(FAREWELL + 1)
     except Exception:  # the process ends: what could not be left in time is left to the leases
         pass
     loop.call_soon_threadsafe(loop.stop)
@@ -140,7 +133,7 @@ async def _leave() -> None:
     for key in list(_farewells):
         _part(_farewells.pop(key))
     if _partings:
-        await asyncio.wait(_partings, timeout=_FAREWELL)
+        await asyncio.wait(_partings, timeout=FAREWELL)
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
         task.cancel()

@@ -15,43 +15,27 @@ from typing import ClassVar
 
 from rendezvous import config
 from rendezvous.api import (
-    RendezvousConnectionError,
     RendezvousError,
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
     RendezvousStoreInfo,
 )
-from rendezvous.utils import format_endpoint, get_free_port, parse_rendezvous_endpoints
+from rendezvous.utils import get_free_port
 from rendezvous.v3 import background
 from rendezvous.v3.client import EtcdClient
-from rendezvous.v3.connection import Credentials, GrpcEtcdClient
+from rendezvous.v3.connect import CONNECTION_KEYS, connect, run_keys
 from rendezvous.v3.member import Member, Settings
 from rendezvous.v3.records import Keys, NodeRecord
 from rendezvous.v3.rules import Limits, RankPolicy
 from rendezvous.v3.store import EtcdStore
 
-__all__ = ["CoordinatedRendezvousHandler", "connect", "create_handler"]
+__all__ = ["CoordinatedRendezvousHandler", "create_handler"]
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_PREFIX = "/rendezvous"
-_DEFAULT_PORT = 2379
-
-# How long an etcd that does not answer is tried when a handler is made, in seconds.
-_FIRST_CONTACT = 10.0
-_FAREWELL = 2.0
-
 _KEYS = (
-    "protocol",
-    "ssl_cert",
-    "ssl_cert_key",
-    "ca_cert",
-    "username",
-    "password",
-    "password_file",
-    "read_timeout",
-    "prefix",
+    *CONNECTION_KEYS,
     "rank_policy",
     "topology",
     "rank_hint",
@@ -96,7 +80,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         self._serve = functools.partial(serve, node.addr) if serve is not None else get_free_port
         self._member = Member(client, keys, node, settings, random.Random())
         # A process that ends, or forgets the handler, leaves at once: the others need not wait for its lease to end.
-        background.at_exit(self._member, functools.partial(self._member.leave, _FAREWELL))
+        background.at_exit(self._member, functools.partial(self._member.leave, background.FAREWELL))
         weakref.finalize(self, background.depart, self._member).atexit = False
 
     @property
@@ -161,66 +145,8 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         except RendezvousError as exc:
             logger.warning("the rendezvous '%s' could not be closed: %s", self._settings.run_id, exc)
             closed = False
-        background.run(self._member.leave(_FAREWELL))
+        background.run(self._member.leave(background.FAREWELL))
         return closed
-
-
-# From a configuration.
-
-_clients: dict[tuple[object, ...], EtcdClient] = {}
-
-
-def connect(params: RendezvousParameters) -> EtcdClient:
-    """Return the client for the etcd that ``params`` name: one a process for the same endpoints and credentials.
-
-    Configuration: ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``, ``ca_cert`` (paths of PEM files),
-    ``username``, and ``password_file`` or the environment variable ``RENDEZVOUS_ETCD_PASSWORD``.
-
-    Raises:
-        RendezvousConnectionError: no endpoint answers, or etcd refused the user.
-        ValueError: a value is malformed.
-    """
-    endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
-    username, password = config.user(params) or (None, None)
-    credentials = Credentials(
-        tls=config.one_of(params, "protocol", ("http", "https")) == "https",
-        ca_cert=_content(params, "ca_cert"),
-        cert=_content(params, "ssl_cert"),
-        key=_content(params, "ssl_cert_key"),
-        username=username,
-        password=password,
-    )
-    if (credentials.cert is None) != (credentials.key is None):
-        raise ValueError(
-            "The rendezvous configuration options 'ssl_cert' and 'ssl_cert_key' go together: give both or none."
-        )
-    patience = min(_FIRST_CONTACT, config.positive_int(params, "read_timeout", 60))
-    return background.run(_connect(endpoints, credentials, patience))
-
-
-def _content(params: RendezvousParameters, key: str) -> bytes | None:
-    path = config.existing_file(params, key)
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
-
-
-async def _connect(endpoints: list[tuple[str, int]], credentials: Credentials, patience: float) -> EtcdClient:
-    identity = (tuple(endpoints), credentials)
-    client = _clients.get(identity)
-    if client is None:
-        client = GrpcEtcdClient(endpoints, credentials)
-        try:
-            await client.check(asyncio.get_running_loop().time() + patience)
-        except RendezvousConnectionError as exc:
-            await client.close()
-            if not exc.retryable:
-                raise
-            names = ", ".join(format_endpoint(*endpoint) for endpoint in endpoints)
-            raise RendezvousConnectionError(f"no etcd answers at {names}: {exc}") from exc
-        _clients[identity] = client
-    return client
 
 
 def create_handler(
@@ -228,9 +154,9 @@ def create_handler(
 ) -> CoordinatedRendezvousHandler:
     """Make a handler from a configuration.
 
-    Configuration, beside that of :func:`connect`: ``join_timeout`` (600), ``last_call_timeout`` (30),
-    ``close_timeout`` (30), ``keep_alive_interval`` (5), all in whole seconds; ``keep_alive_max_attempt`` (3);
-    ``prefix`` of all keys (/rendezvous); ``rank_policy`` (host, stable or arrival); ``topology``, a path such as
+    Configuration, beside that of :func:`rendezvous.v3.connect.connect`: ``join_timeout`` (600),
+    ``last_call_timeout`` (30), ``close_timeout`` (30), ``keep_alive_interval`` (5), all in whole seconds;
+    ``keep_alive_max_attempt`` (3); ``rank_policy`` (host, stable or arrival); ``topology``, a path such as
     ``pod1/rack3/switch2``; ``rank_hint``, an integer; ``node_unit`` (1); ``on_node_loss`` (reform or ignore);
     ``upscale`` (true). ``heartbeat_timeout`` is accepted and has no meaning here.
 
@@ -239,7 +165,7 @@ def create_handler(
         ValueError: a value is malformed or out of range.
     """
     config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *_KEYS))
-    keys = Keys(config.text(params, "prefix") or _DEFAULT_PREFIX, params.run_id)
+    keys = run_keys(params)
     limits = Limits(
         params.min_nodes,
         params.max_nodes,
