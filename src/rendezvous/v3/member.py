@@ -268,9 +268,10 @@ class Member:
                     f"({timeout:g} s); {rules.blame(record, rules.least(self._settings.limits))}."
                 )
             stands_by = step is Step.STAND_BY
-            if stands_by:
-                self._deadline = clock() + timeout
             await view.change(self._deadline - clock() + 0.001)
+            if stands_by:
+                # From what it heard now, whatever that is, the node has the whole time again.
+                self._deadline = clock() + timeout
         return None
 
     def _why(self) -> str:
