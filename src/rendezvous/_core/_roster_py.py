@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, final
 from zlib import crc32
 
+from rendezvous._core._bytes_py import integer, write_varint
 from rendezvous.api import RendezvousStateError
 
 __all__ = ["Roster"]
@@ -37,14 +38,6 @@ class _Shard(NamedTuple):
     """Ids and ranks."""
 
 
-def _integer(value: object, name: str, least: int, largest: int) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if not least <= value <= largest:
-        raise ValueError(f"{name} must be from {least} to {largest}, not {value}")
-    return value
-
-
 @final
 class Roster:
     """The nodes of a complete round, by id, in the order of their ranks.
@@ -62,7 +55,7 @@ class Roster:
             raise TypeError(f"the nodes of a roster must be a list, not {type(nodes).__name__}")
         if len(nodes) > _MAX_NODES:
             raise ValueError(f"a roster holds at most {_MAX_NODES} nodes")
-        self._ranks = {_integer(node, "a node's id", 1, _MAX_ID): rank for rank, node in enumerate(nodes)}
+        self._ranks = {integer(node, "a node's id", _MAX_ID, least=1): rank for rank, node in enumerate(nodes)}
         if len(self._ranks) != len(nodes):
             raise ValueError("a node is in the roster twice")
 
@@ -75,11 +68,11 @@ class Roster:
 
     def rank(self, node: int) -> int | None:
         """Return the rank of the node with the id ``node``, or None where it is not in the roster."""
-        return self._ranks.get(_integer(node, "a node's id", 1, _MAX_ID))
+        return self._ranks.get(integer(node, "a node's id", _MAX_ID, least=1))
 
     def encode(self, shards: int) -> list[bytes]:
         """Return the bytes of each of ``shards`` shards: the same roster always gives the same bytes."""
-        _integer(shards, "the number of shards", 1, _MAX_SHARDS)
+        integer(shards, "the number of shards", _MAX_SHARDS, least=1)
         parts: list[list[tuple[int, int]]] = [[] for _ in range(shards)]
         for node, rank in sorted(self._ranks.items()):
             parts[node % shards].append((node, rank))
@@ -88,11 +81,11 @@ class Roster:
     def _shard(self, nodes: list[tuple[int, int]], number: int, shards: int) -> bytes:
         out = bytearray((0x52, 0x52, _VERSION))
         for value in (len(self._ranks), shards, number, len(nodes)):
-            _write(out, value)
+            write_varint(out, value)
         before = 0
         for node, rank in nodes:
-            _write(out, node - before)
-            _write(out, rank)
+            write_varint(out, node - before)
+            write_varint(out, rank)
             before = node
         out += crc32(out).to_bytes(_CHECKSUM, "little")
         return bytes(out)
@@ -130,16 +123,9 @@ class Roster:
         Raises:
             RendezvousStateError: ``data`` is not a shard that this version understands; the message says why.
         """
-        _integer(node, "a node's id", 1, _MAX_ID)
+        integer(node, "a node's id", _MAX_ID, least=1)
         shard = _read(data)
         return dict(shard.nodes).get(node), shard.world_size
-
-
-def _write(out: bytearray, value: int) -> None:
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
 
 
 def _read(data: bytes) -> _Shard:

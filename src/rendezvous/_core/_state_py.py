@@ -30,6 +30,7 @@ from __future__ import annotations
 from typing import NamedTuple, final
 from zlib import crc32
 
+from rendezvous._core._bytes_py import integer, write_varint
 from rendezvous.api import RendezvousStateError
 from rendezvous.utils import natural_key
 
@@ -76,16 +77,8 @@ class _Entry:
         self.rank = 0
 
 
-def _integer(value: object, name: str, largest: int) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if not 0 <= value <= largest:
-        raise ValueError(f"{name} must be from 0 to {largest}, not {value}")
-    return value
-
-
 def _role_of(role: object) -> int:
-    return _integer(int(role) if isinstance(role, int) else role, "role", _MISSING)
+    return integer(int(role) if isinstance(role, int) else role, "role", _MISSING)
 
 
 def _place_of(node: object) -> _Place:
@@ -103,8 +96,8 @@ def _place_of(node: object) -> _Place:
     return _Place(
         natural_key(addr),
         raw,
-        _integer(pid, "a node's pid", _MAX_ID),
-        _integer(local_id, "a node's local id", _MAX_ID),
+        integer(pid, "a node's pid", _MAX_ID),
+        integer(local_id, "a node's local id", _MAX_ID),
     )
 
 
@@ -132,7 +125,7 @@ class State:
 
     @round.setter
     def round(self, value: int) -> None:
-        self._round = _integer(value, "round", _MAX_TIME)
+        self._round = integer(value, "round", _MAX_TIME)
 
     @property
     def started(self) -> int:
@@ -141,7 +134,7 @@ class State:
 
     @started.setter
     def started(self, value: int) -> None:
-        self._started = _integer(value, "started", _MAX_TIME)
+        self._started = integer(value, "started", _MAX_TIME)
 
     @property
     def deadline(self) -> int | None:
@@ -150,7 +143,7 @@ class State:
 
     @deadline.setter
     def deadline(self, value: int | None) -> None:
-        self._deadline = None if value is None else _integer(value, "deadline", _MAX_TIME)
+        self._deadline = None if value is None else integer(value, "deadline", _MAX_TIME)
 
     @property
     def closed(self) -> bool:
@@ -224,7 +217,7 @@ class State:
 
     def node_of_rank(self, rank: int) -> NodeTuple | None:
         """Return the participant of a complete round that has ``rank``, or None."""
-        _integer(rank, "rank", _MAX_ID)
+        integer(rank, "rank", _MAX_ID)
         if self._complete:
             for entry in self._entries.values():
                 if entry.role == _PARTICIPANT and entry.rank == rank:
@@ -260,7 +253,7 @@ class State:
 
     def touch(self, node: NodeTuple, now: int) -> bool:
         """Record that ``node`` was heard of at ``now``; False where it is absent or missing."""
-        _integer(now, "now", _MAX_TIME)
+        integer(now, "now", _MAX_TIME)
         entry = self._find(node)
         if entry is None or entry.role == _MISSING:
             return False
@@ -277,7 +270,7 @@ class State:
 
     def expire(self, before: int) -> list[NodeTuple]:
         """Take out, and return, all nodes that are not missing and were last heard of before ``before``."""
-        _integer(before, "before", _MAX_TIME)
+        integer(before, "before", _MAX_TIME)
         late = [e for e in self._entries.values() if e.role != _MISSING and e.heartbeat < before]
         late.sort(key=lambda entry: entry.place)
         for entry in late:
@@ -290,7 +283,7 @@ class State:
 
     def _put(self, node: NodeTuple, role: int, now: int) -> None:
         place = _place_of(node)
-        _integer(now, "now", _MAX_TIME)
+        integer(now, "now", _MAX_TIME)
         key = place.node
         entry = self._entries.get(key)
         if entry is None:
@@ -339,16 +332,16 @@ class State:
         """Return the bytes of the state: the same state always gives the same bytes."""
         flags = self._complete * _COMPLETE | self._closed * _CLOSED | (self._deadline is not None) * _DEADLINE
         out = bytearray((0x52, 0x5A, _VERSION, flags, 0, 0, 0, 0))
-        _write(out, self._round)
-        _write(out, self._started)
+        write_varint(out, self._round)
+        write_varint(out, self._started)
         if self._deadline is not None:
-            _write(out, self._deadline)
+            write_varint(out, self._deadline)
         if self._complete:
-            _write(out, self._world_size)
+            write_varint(out, self._world_size)
         entries = self._in_order()
         latest = max((entry.heartbeat for entry in entries), default=0)
-        _write(out, latest)
-        _write(out, len(entries))
+        write_varint(out, latest)
+        write_varint(out, len(entries))
         before, back, next_rank = b"", 0, 0
         for entry in entries:
             back, next_rank = self._encode_entry(out, entry, before, latest, back, next_rank)
@@ -370,17 +363,17 @@ class State:
         explicit = ranked and entry.rank != next_rank
         tag = entry.role | entry.member * _MEMBER | local * _LOCAL_ID | explicit * _RANK
         out.append(tag | (back != before_back) * _BACK)
-        _write(out, front)
+        write_varint(out, front)
         if back != before_back:
-            _write(out, back)
-        _write(out, len(raw) - front - back)
+            write_varint(out, back)
+        write_varint(out, len(raw) - front - back)
         out += raw[front : len(raw) - back]
-        _write(out, entry.place.pid)
+        write_varint(out, entry.place.pid)
         if local:
-            _write(out, entry.place.local_id)
-        _write(out, latest - entry.heartbeat)
+            write_varint(out, entry.place.local_id)
+        write_varint(out, latest - entry.heartbeat)
         if explicit:
-            _write(out, entry.rank)
+            write_varint(out, entry.rank)
         return back, entry.rank + 1 if ranked else next_rank
 
     @classmethod
@@ -410,13 +403,6 @@ def _shared(one: bytes, other: bytes, most: int) -> int:
     while one[count] == other[count]:
         count += 1
     return count
-
-
-def _write(out: bytearray, value: int) -> None:
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
 
 
 class _Reader:
