@@ -6,12 +6,22 @@ import time
 from abc import ABC, abstractmethod
 from typing import Any
 
-__all__ = ["RendezvousBackend", "Token"]
+__all__ = ["RendezvousBackend", "Token", "index_of"]
 
 Token = Any
 """An opaque fencing token: it changes with every write."""
 
 _POLL_INTERVAL = 1.0
+_LARGEST_INDEX = 2**62
+
+
+def index_of(token: Token) -> int | None:
+    """Return the index (v2) or revision (v3) of etcd's that ``token`` stands for, or None where it can be none."""
+    try:
+        index = int(token)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return index if 0 < index <= _LARGEST_INDEX else None
 
 
 class RendezvousBackend(ABC):

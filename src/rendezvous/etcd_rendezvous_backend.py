@@ -8,7 +8,7 @@ from typing import Any
 
 from rendezvous import config
 from rendezvous.api import RendezvousConnectionError, RendezvousParameters, RendezvousStateError
-from rendezvous.backend import RendezvousBackend, Token
+from rendezvous.backend import RendezvousBackend, Token, index_of
 from rendezvous.etcd_client import EtcdClient, etcd_module, key_path, translate_errors
 from rendezvous.etcd_store import EtcdStore
 from rendezvous.utils import parse_rendezvous_endpoints
@@ -84,10 +84,9 @@ class EtcdRendezvousBackend(RendezvousBackend):
         """See :meth:`RendezvousBackend.set_state`."""
         condition: dict[str, Any] = {"prevExist": False}
         if token:
-            try:
-                condition = {"prevIndex": int(token)}
-            except (TypeError, ValueError):
+            if (index := index_of(token)) is None:
                 return self._get_unset()
+            condition = {"prevIndex": index}
         value = b64encode(state).decode()
         try:
             result = self._request("write", lambda: self._client.write(self._path, value, self._ttl, **condition))
@@ -100,8 +99,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
         """See :meth:`RendezvousBackend.watch`. Returns the oldest change since ``token``."""
         # etcd remembers its last 1,000 changes, of all keys. The key's own index may be older than that; etcd's index
         # at the moment when the key was last read is not.
+        known = index_of(token)
+        if known is None or timeout <= 0:
+            return None
         seen, index = self._seen
-        since = index if seen == token else int(token)
+        since = index if seen == known else known
         try:
             result = self._request("watch", lambda: self._client.watch(self._path, index=since + 1, timeout=timeout))
         except (self._etcd.EtcdWatchTimedOut, self._etcd.EtcdEventIndexCleared):

@@ -9,6 +9,7 @@ from rendezvous import RendezvousConnectionError, RendezvousParameters, Rendezvo
 from rendezvous.etcd_client import EtcdClient
 from rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend
 from rendezvous.etcd_server import EtcdServer
+from tests.backends import BackendContract
 from tests.proxy import Proxy
 
 
@@ -23,65 +24,12 @@ def backend(request, etcd, run_id):
     return EtcdRendezvousBackend(client, run_id, "/backends")
 
 
-# The contract.
+class TestContract(BackendContract):
+    pass
 
 
-def test_there_is_no_state_at_first(backend):
+def test_the_name_is_the_protocol_s(backend):
     assert backend.name == "etcd-v2"
-    assert backend.get_state() is None
-
-
-def test_without_a_token_the_first_state_is_written(backend):
-    state, token, written = backend.set_state(b"one")
-    assert (state, written) == (b"one", True)
-    assert backend.get_state() == (b"one", token)
-
-
-def test_without_a_token_a_state_is_not_overwritten(backend):
-    _, token, _ = backend.set_state(b"one")
-    assert backend.set_state(b"two") == (b"one", token, False)
-    assert backend.get_state() == (b"one", token)
-
-
-def test_the_current_token_writes(backend):
-    _, first, _ = backend.set_state(b"one")
-    state, second, written = backend.set_state(b"two", first)
-    assert (state, written) == (b"two", True)
-    assert second != first
-    assert backend.get_state() == (b"two", second)
-
-
-def test_an_old_token_does_not_write(backend):
-    _, first, _ = backend.set_state(b"one")
-    _, second, _ = backend.set_state(b"two", first)
-    assert backend.set_state(b"three", first) == (b"two", second, False)
-
-
-@pytest.mark.parametrize("token", ["invalid", object(), 10**12, "123456789"])
-def test_an_invalid_token_does_not_write(backend, token):
-    _, current, _ = backend.set_state(b"one")
-    assert backend.set_state(b"two", token) == (b"one", current, False)
-
-
-@pytest.mark.parametrize("token", ["invalid", 5])
-def test_a_token_for_no_state_does_not_write(backend, token):
-    assert backend.set_state(b"one", token) is None
-    assert backend.get_state() is None
-
-
-@pytest.mark.parametrize("state", [b"", b"\x00\xff", b"x" * 100_000])
-def test_any_bytes_are_a_state(backend, state):
-    assert backend.set_state(state)[0] == state
-    assert backend.get_state()[0] == state
-
-
-def test_watch_returns_the_next_state(backend):
-    _, first, _ = backend.set_state(b"one")
-    _, second, _ = backend.set_state(b"two", first)
-    _, third, _ = backend.set_state(b"three", second)
-    assert backend.watch(first, 5) == (b"two", second)
-    assert backend.watch(second, 5) == (b"three", third)
-    assert backend.watch(third, 0.2) is None
 
 
 def test_watch_waits_though_etcd_has_forgotten_when_the_state_changed(etcd, backend, run_id):

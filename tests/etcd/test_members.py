@@ -77,12 +77,20 @@ def members(etcd, tmp_path) -> Iterator[tuple[Member, Member]]:
         yield voter, learner
 
 
-def test_a_state_older_than_one_seen_before_is_not_believed(members, run_id):
+@pytest.fixture
+def job(members, run_id) -> tuple[EtcdClient, EtcdRendezvousBackend, int]:
+    """A backend whose first state both members have, with its client and that state's token."""
     voter, learner = members
     client = EtcdClient([("localhost", voter.port), ("localhost", learner.port)], discover=False)
     backend = EtcdRendezvousBackend(client, run_id)
-    _, first, _ = backend.set_state(b"one")
+    _, token, _ = backend.set_state(b"one")
     eventually(lambda: learner.value(f"/{run_id}"), "the learner has the state")
+    return client, backend, token
+
+
+def test_a_state_older_than_one_seen_before_is_not_believed(members, job, run_id):
+    voter, learner = members
+    client, backend, first = job
     for member in members:
         member.proxy.cut()
     _, second, _ = backend.set_state(b"two", first)
@@ -95,12 +103,9 @@ def test_a_state_older_than_one_seen_before_is_not_believed(members, run_id):
     assert client.endpoint == f"localhost:{voter.port}"  # the learner knows no quorum
 
 
-def test_a_member_that_lags_is_asked_for_the_quorum_s_state(members, run_id):
-    voter, learner = members
-    client = EtcdClient([("localhost", voter.port), ("localhost", learner.port)], discover=False)
-    backend = EtcdRendezvousBackend(client, run_id)
-    _, first, _ = backend.set_state(b"one")
-    eventually(lambda: learner.value(f"/{run_id}"), "the learner has the state")
+def test_a_member_that_lags_is_asked_for_the_quorum_s_state(members, job):
+    learner = members[1]
+    client, backend, first = job
     for member in members:
         member.proxy.stall()
     _, second, _ = backend.set_state(b"two", first)

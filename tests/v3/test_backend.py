@@ -15,6 +15,7 @@ from rendezvous.v3.backend import EtcdRendezvousBackend, create_backend
 from rendezvous.v3.client import Call, EtcdError, put_op
 from rendezvous.v3.connection import GrpcEtcdClient
 from rendezvous.v3.records import Keys
+from tests.backends import BackendContract
 from tests.nodes import BOUND, eventually, join, join_all, kill
 from tests.proxy import Proxy
 
@@ -97,57 +98,12 @@ def stored(client, keys):
     return kv
 
 
-# The contract.
+class TestContract(BackendContract):
+    pass
 
 
-def test_there_is_no_state_at_first(backend):
+def test_the_name_is_the_protocol_s(backend):
     assert backend.name == "etcd-v3"
-    assert backend.get_state() is None
-
-
-def test_without_a_token_the_first_state_is_written(backend):
-    state, token, written = backend.set_state(b"one")
-    assert (state, written) == (b"one", True)
-    assert isinstance(token, int)
-    assert backend.get_state() == (b"one", token)
-
-
-def test_without_a_token_a_state_is_not_overwritten(backend):
-    _, token, _ = backend.set_state(b"one")
-    assert backend.set_state(b"two") == (b"one", token, False)
-    assert backend.get_state() == (b"one", token)
-
-
-def test_the_current_token_writes(backend):
-    _, first, _ = backend.set_state(b"one")
-    state, second, written = backend.set_state(b"two", first)
-    assert (state, written) == (b"two", True)
-    assert second != first
-    assert backend.get_state() == (b"two", second)
-
-
-def test_an_old_token_does_not_write(backend):
-    _, first, _ = backend.set_state(b"one")
-    _, second, _ = backend.set_state(b"two", first)
-    assert backend.set_state(b"three", first) == (b"two", second, False)
-
-
-@pytest.mark.parametrize("token", ["invalid", object(), 10**12, 10**30, -5, "0", "123456789", float("inf"), b"x"])
-def test_an_invalid_token_does_not_write(backend, token):
-    _, current, _ = backend.set_state(b"one")
-    assert backend.set_state(b"two", token) == (b"one", current, False)
-
-
-@pytest.mark.parametrize("token", ["invalid", 5, -5, "0"])
-def test_a_token_for_no_state_does_not_write(backend, token):
-    assert backend.set_state(b"one", token) is None
-    assert backend.get_state() is None
-
-
-@pytest.mark.parametrize("state", [b"", b"\x00\xff", b"x" * 100_000])
-def test_any_bytes_are_a_state(backend, state):
-    assert backend.set_state(state)[0] == state
-    assert backend.get_state()[0] == state
 
 
 @pytest.mark.parametrize("other", ["a/b", "a b", "ключ", "x"])
@@ -166,16 +122,6 @@ def test_what_is_no_state_is_named(client, keys, backend):
 
 
 # Watching.
-
-
-def test_watch_returns_the_next_state(backend):
-    _, first, _ = backend.set_state(b"one")
-    _, second, _ = backend.set_state(b"two", first)
-    _, third, _ = backend.set_state(b"three", second)
-    assert backend.watch(first, 5) == (b"two", second)
-    assert backend.watch(second, 5) == (b"three", third)
-    assert backend.watch(third, 0.2) is None
-    assert backend.watch(third, 0) is None
 
 
 def test_watch_waits_for_another_node(make_client, client, keys, backend):
@@ -214,10 +160,6 @@ def test_watch_says_to_ask_when_the_state_is_deleted(client, keys, backend):
     assert backend.watch(token, 5) is None
     compact(client)
     assert backend.watch(token, 5) is None
-
-
-def test_watch_says_to_ask_where_the_token_is_none(backend):
-    assert backend.watch("invalid", 5) is None
 
 
 # The lease.

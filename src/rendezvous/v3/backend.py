@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
-from rendezvous.backend import RendezvousBackend, Token
+from rendezvous.backend import RendezvousBackend, Token, index_of
 from rendezvous.v3 import background
 from rendezvous.v3.client import DELETE, EtcdClient, EtcdError, Event, KeyValue, compare, get_op, put_op
 from rendezvous.v3.connect import connect, run_keys
@@ -24,7 +24,6 @@ __all__ = ["EtcdRendezvousBackend", "create_backend"]
 _DEFAULT_TTL = 7200
 _DEFAULT_TIMEOUT = 5
 _NONCE = 16
-_LARGEST_REVISION = 2**62
 
 
 class EtcdRendezvousBackend(RendezvousBackend):
@@ -90,7 +89,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         return value[_NONCE:], token
 
     async def _set(self, state: bytes, token: Token | None) -> tuple[bytes, int, bool] | None:
-        replaced = _revision(token) if token else 0
+        replaced = index_of(token) if token else 0
         if replaced is None:
             return await self._get_unset()
         nonce, deadline = os.urandom(_NONCE), self._deadline()
@@ -133,7 +132,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
             self._renewed_at = now
 
     async def _watch(self, token: Token, timeout: float) -> tuple[bytes, int] | None:
-        known, deadline = _revision(token), asyncio.get_running_loop().time() + timeout
+        known, deadline = index_of(token), asyncio.get_running_loop().time() + timeout
         if known is None:
             return None
         # For a watch from long ago etcd goes through all that was written since, by whomever.
@@ -174,15 +173,6 @@ class EtcdRendezvousBackend(RendezvousBackend):
         finally:
             timer.cancel()
             watch.cancel()
-
-
-def _revision(token: Token) -> int | None:
-    """Return the revision that ``token`` stands for, or None where it can be none."""
-    try:
-        revision = int(token)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return revision if 0 < revision <= _LARGEST_REVISION else None
 
 
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
