@@ -266,6 +266,9 @@ class RendezvousHandlerRegistry:
     def __init__(self) -> None:
         self._registry: dict[str, RendezvousHandlerCreator] = {}
 
+    def __contains__(self, backend: str) -> bool:
+        return backend in self._registry
+
     def register(self, backend: str, creator: RendezvousHandlerCreator) -> None:
         """Have ``creator`` make the handlers of ``backend``.
 

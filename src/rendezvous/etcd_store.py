@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
@@ -13,9 +14,14 @@ from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd_client import etcd_module, key_path, translate_errors
 from rendezvous.store import Store
 
-__all__ = ["EtcdStore"]
+__all__ = ["EtcdStore", "cas_delay"]
 
 _T = TypeVar("_T")
+
+
+def cas_delay() -> None:
+    """Sleep for at most 0.1 s between two tries of a swap, as torch's function does. What is here uses a Backoff."""
+    time.sleep(random.uniform(0, 0.1))
 
 
 class EtcdStore(Store):

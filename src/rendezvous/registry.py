@@ -1,6 +1,8 @@
-"""The handlers of this project by the name of their backend."""
+"""The handlers of this project, and those of other packages, by the name of their backend."""
 
 from __future__ import annotations
+
+from importlib.metadata import entry_points
 
 from rendezvous.api import RendezvousHandler, RendezvousParameters, rendezvous_handler_registry
 
@@ -25,11 +27,32 @@ rendezvous_handler_registry.register("etcd-v2", _create_etcd_v2_handler)
 rendezvous_handler_registry.register("etcd-v3", _create_etcd_v3_handler)
 
 
+_OUT_OF_TREE_GROUP = "torchrun.handlers"
+
+
+def _register_out_of_tree(backend: str) -> None:
+    """Register what another package offers to torchrun under the name ``backend``, if any does."""
+    for entry_point in entry_points(group=_OUT_OF_TREE_GROUP, name=backend):
+        try:
+            creator = entry_point.load()()
+        except Exception as exc:
+            raise ValueError(
+                f"The rendezvous backend '{backend}' cannot be loaded: the plugin '{entry_point.value}' of the "
+                f"entry-point group '{_OUT_OF_TREE_GROUP}' fails with {type(exc).__name__}: {exc}"
+            ) from exc
+        rendezvous_handler_registry.register(backend, creator)
+
+
 def get_rendezvous_handler(params: RendezvousParameters) -> RendezvousHandler:
     """Return a new handler of the backend that ``params`` names.
 
+    A backend that is not registered is looked for where torchrun looks too: in the entry-point group
+    ``torchrun.handlers`` of the installed packages.
+
     Raises:
-        ValueError: the backend is not known, or its configuration is wrong.
+        ValueError: the backend is not known, its plugin cannot be loaded, or its configuration is wrong.
         RendezvousConnectionError: the backend cannot be reached.
     """
+    if params.backend not in rendezvous_handler_registry:
+        _register_out_of_tree(params.backend)
     return rendezvous_handler_registry.create_handler(params)
