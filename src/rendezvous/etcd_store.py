@@ -151,9 +151,9 @@ class EtcdStore(Store):
         """See :meth:`Store.get`."""
         return self.multi_get([key], timeout)[0]
 
-    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        """See :meth:`Store.wait`."""
-        self.multi_get(keys, timeout)
+    def wait(self, keys: Sequence[str], override_timeout: timedelta | None = None) -> None:
+        """See :meth:`Store.wait`. The second argument has the name that torch's ``EtcdStore`` gives it."""
+        self.multi_get(keys, override_timeout)
 
     def multi_get(self, keys: Sequence[str], timeout: timedelta | None = None) -> list[bytes]:
         """See :meth:`Store.multi_get`."""
