@@ -120,12 +120,40 @@ def test_the_store_stands_where_torch_s_does(etcd, run_id):
     assert store.prefix == "/torch/elastic/store/"
 
 
-def test_all_options(etcd, run_id, tmp_path):
+def test_without_options_everything_is_torch_s_default(etcd, run_id):
+    backend, _ = create_backend(params(etcd, run_id))
+    assert backend._client._options == {
+        **{"protocol": "http", "read_timeout": 60, "cert": None, "ca_cert": None},
+        **{"username": None, "password": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"read_timeout": "7"}, {"read_timeout": 7}),
+        ({"read_timeout": 7}, {"read_timeout": 7}),
+        *(({"protocol": text}, {"protocol": "http"}) for text in ("http", "HTTP", "hTTp", " http ")),
+        ({"ssl_cert": "cert"}, {"cert": "cert"}),
+        ({"ssl_cert": "cert", "ssl_cert_key": "key"}, {"cert": ("cert", "key")}),
+        ({"ssl_cert_key": "key"}, {"cert": None}),
+        ({"ca_cert": "ca"}, {"ca_cert": "ca"}),
+        ({"username": "me", "password_file": "password"}, {"username": "me", "password": "secret"}),
+    ],
+)
+def test_each_option_reaches_the_client(etcd, run_id, tmp_path, monkeypatch, options, expected):
+    monkeypatch.chdir(tmp_path)
     for name in ("cert", "key", "ca"):
         (tmp_path / name).write_text("")
-    backend, _ = create_backend(params(etcd, run_id, read_timeout="7", protocol="HTTP"))
-    assert backend._client._options["read_timeout"] == 7
-    assert backend._client._options["protocol"] == "http"
+    (tmp_path / "password").write_text("secret\n")
+    backend, _ = create_backend(params(etcd, run_id, **options))
+    assert {name: backend._client._options[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("protocol", ["HTTPS", "https"])
+def test_the_protocol_may_be_https_in_any_letter_case(etcd, run_id, protocol):
+    with pytest.raises(RendezvousConnectionError, match=r"no etcd answers at https://localhost"):
+        create_backend(params(etcd, run_id, protocol=protocol))
 
 
 @pytest.mark.parametrize(
@@ -154,11 +182,6 @@ def test_an_etcd_that_is_not_there_is_named(endpoint, run_id):
 def test_an_etcd_without_the_v2_api_is_told_so(run_id):
     with EtcdServer(enable_v2=False) as server, pytest.raises(RendezvousConnectionError, match="need --enable-v2"):
         create_backend(params(server, run_id))
-
-
-def test_a_plain_etcd_is_no_https_etcd(etcd, run_id):
-    with pytest.raises(RendezvousConnectionError, match=r"no etcd answers at https://localhost"):
-        create_backend(params(etcd, run_id, protocol="https"))
 
 
 def test_an_etcd_that_has_lost_its_data_is_believed(run_id):
