@@ -1,0 +1,1 @@
+"""What this project measures: ``rendezvous bench``, or ``make bench`` in a clone."""

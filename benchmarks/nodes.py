@@ -1,0 +1,113 @@
+"""The nodes of a job in one process: they join together, say so, and run on while they are asked as agents ask.
+
+What a process says: "ready"; after a word, when its last node knew its place and each node's rank and world size;
+after the word (seconds), how often the nodes were asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from rendezvous.benchmarks.contenders import Job, make_handler
+from rendezvous.benchmarks.crew import PROCESSES, explain
+from rendezvous.utils import parse_rendezvous_endpoint
+from rendezvous.v3.connection import GrpcEtcdClient
+from rendezvous.v3.member import Member, Settings
+from rendezvous.v3.records import Keys, NodeRecord
+from rendezvous.v3.rules import Limits
+
+POLL_INTERVAL = 0.1
+"""Seconds between two questions of an agent, whether nodes wait: torchrun's own default."""
+
+PORT = 29500
+
+
+def run_handlers(job: Job, number: int, pipe: Connection) -> None:
+    """Run each node as a blocking handler in a thread."""
+    handlers = [make_handler(job, index) for index in range(number, job.nodes, PROCESSES)]
+    places: list[tuple[int, int]] = []
+    errors: list[str] = []
+    done = threading.Semaphore(0)
+
+    def join(handler: Any) -> None:
+        try:
+            info = handler.next_rendezvous()
+            places.append((info.rank, info.world_size))
+        except Exception as exc:
+            errors.append(explain(exc))
+        done.release()
+
+    pipe.send("ready")
+    pipe.recv()
+    for handler in handlers:
+        threading.Thread(target=join, args=(handler,), daemon=True).start()
+    for _ in handlers:
+        done.acquire()
+        if errors:
+            raise RuntimeError(errors[0])
+    pipe.send((time.monotonic(), places))
+    until = time.monotonic() + pipe.recv()
+    polls = [0] * len(handlers)
+
+    def poll(index: int) -> None:
+        time.sleep(random.uniform(0, POLL_INTERVAL))
+        while time.monotonic() < until:
+            if handlers[index].num_nodes_waiting():
+                errors.append("the world broke")
+            polls[index] += 1
+            time.sleep(POLL_INTERVAL)
+        done.release()
+
+    for index in range(len(handlers)):
+        threading.Thread(target=poll, args=(index,), daemon=True).start()
+    for _ in handlers:
+        done.acquire()
+    if errors:
+        raise RuntimeError(errors[0])
+    pipe.send(sum(polls))
+    pipe.recv()
+
+
+def run_coroutines(job: Job, number: int, pipe: Connection) -> None:
+    """Run each node of etcd-v3 as a coroutine: thousands fit into one process."""
+    # The garbage collector goes through what thousands of nodes keep, again and again; a real process is one node.
+    gc.disable()
+    asyncio.run(_run_coroutines(job, range(number, job.nodes, PROCESSES), pipe))
+
+
+async def hear(pipe: Connection) -> Any:
+    """Wait for the next word without stopping the loop."""
+    return await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+
+
+async def _run_coroutines(job: Job, indices: range, pipe: Connection) -> None:
+    client = GrpcEtcdClient([parse_rendezvous_endpoint(job.endpoint, 2379)])
+    settings = Settings(job.run_id, Limits(job.nodes, job.nodes), interval=5.0, ttl=15)
+    keys = Keys("/rendezvous", job.run_id)
+    members = [
+        Member(client, keys, NodeRecord(f"node-{i:05d}", os.getpid(), i), settings, random.Random(i)) for i in indices
+    ]
+    await client.check(asyncio.get_running_loop().time() + 10)
+    pipe.send("ready")
+    await hear(pipe)
+    outcomes = await asyncio.gather(*(member.join(job.timeout, lambda: PORT) for member in members))
+    end = time.monotonic()
+    if any(bootstrap.port != PORT for _, bootstrap in outcomes):
+        raise RuntimeError("the nodes do not agree on where the workers meet")
+    pipe.send((end, [(place.rank, place.world_size) for place, _ in outcomes]))
+    until = time.monotonic() + await hear(pipe)
+    polls = 0
+    while time.monotonic() < until:
+        if any(member.num_nodes_waiting() for member in members):
+            raise RuntimeError("the world broke")
+        polls += len(members)
+        await asyncio.sleep(POLL_INTERVAL)
+    pipe.send(polls)
+    await hear(pipe)
