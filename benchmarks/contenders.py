@@ -52,9 +52,9 @@ class Contender:
         """Why it cannot run here, if it cannot."""
         if self.torchs and importlib.util.find_spec("torch") is None:
             return "torch is not installed"
-        if self.kind is not Kind.FLOOR and not self.torchs and not self.pure:
-            if importlib.util.find_spec("rendezvous._core._state_c") is None:
-                return "the compiled core is not built"
+        compiled = self.kind is not Kind.FLOOR and not self.torchs and not self.pure
+        if compiled and importlib.util.find_spec("rendezvous._core._state_c") is None:
+            return "the compiled core is not built"
         return None
 
 

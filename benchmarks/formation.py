@@ -123,14 +123,13 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             continue
         load = row["per_node"]
         sent = f"{load['bytes'] / 1024:.1f} KiB" if load["bytes"] else MISSING
-        loads.append(
-            [row["contender"], f"{row['nodes']:,}", f"{load['requests'] + load['watches']:.1f}", sent]
-            + [f"{load['raft']:.1f}", f"{load['cpu'] * 1000:.1f} ms"]
-        )
+        asked = f"{load['requests'] + load['watches']:.1f}"
+        cost = [asked, sent, f"{load['raft']:.1f}", f"{load['cpu'] * 1000:.1f} ms"]
+        loads.append([row["contender"], f"{row['nodes']:,}", *cost])
     return [
         Table(
-            "Seconds to form a world, nodes and etcd together on one machine; of the floor, to send and hear what such a "
-            "world must, with no logic.",
+            "Seconds to form a world, nodes and etcd together on one machine; of the floor, to send and hear what such "
+            "a world must, with no logic.",
             ["nodes", *names],
             times,
             failures(rows),

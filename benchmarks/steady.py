@@ -63,9 +63,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             lines.append([*line, "failed", *(MISSING for _ in range(5))])
             continue
         load = row["per_second"]
-        lines.append(
-            [*line, f"{row['polls_per_second']:,.0f}", f"{load['requests']:,.1f}", f"{load['raft']:,.1f}"]
-            + [f"{load['keep_alives']:,.1f}", f"{load['bytes'] / 1024:,.1f} KiB", f"{load['cpu'] * 100:.1f} %"]
-        )
+        counts = (f"{load[name]:,.1f}" for name in ("requests", "raft", "keep_alives"))
+        cost = [*counts, f"{load['bytes'] / 1024:,.1f} KiB", f"{load['cpu'] * 100:.1f} %"]
+        lines.append([*line, f"{row['polls_per_second']:,.0f}", *cost])
     heads = ["", "nodes", "agents ask", "requests", "raft writes", "keep-alives", "bytes sent (v3)", "etcd's CPU"]
     return [Table("What a running job costs etcd in a second, while nothing happens.", heads, lines, failures(rows))]
