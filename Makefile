@@ -13,13 +13,14 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-compiled test-pure test-pythons bench build clean
+.PHONY: help demo test lint test-compiled test-pure test-pythons bench bench-full build clean
 
 help:
 	@echo 'make demo          form a world of 64 nodes on an etcd of its own'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
 	@echo 'make test-pythons  the wheel, built from the sdist, tested on each of PYTHONS (without torch)'
-	@echo 'make bench         the benchmarks; results go to benchmarks/results and into the README'
+	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
+	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour'
 	@echo 'make build         sdist and wheel, into dist'
 	@echo 'make clean         remove what the others made'
 
@@ -68,7 +69,10 @@ test-pythons: build
 	rm -rf .venv-wheel
 
 bench: $(VENV)/.built-dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m rendezvous.benchmarks.run
+
+bench-full: $(VENV)/.built-dev
+	$(BIN)/python -m rendezvous.benchmarks.run --full
 
 build: $(VENV)/.built-dev
 	rm -rf dist

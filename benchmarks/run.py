@@ -16,7 +16,7 @@ from typing import Any
 
 from rendezvous.benchmarks.circumstances import circumstances
 
-BENCHMARKS = ("state", "formation", "steady", "recovery", "store", "scale")
+BENCHMARKS = ("state", "formation", "steady", "recovery", "store")
 """The modules, each with ``measure(full)``, which returns rows, and ``tables(rows)``."""
 
 RESULTS = Path(__file__).parent / "results"

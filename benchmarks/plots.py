@@ -1,0 +1,76 @@
+"""Pictures of results, as PNG and SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rendezvous.benchmarks.contenders import CONTENDERS, Kind
+
+Rows = list[dict[str, Any]]
+
+_STYLES = {
+    "etcd-v3": {"color": "tab:blue", "marker": "o"},
+    "etcd-v3, coroutines": {"color": "tab:blue", "marker": "o", "linestyle": "--"},
+    "etcd-v2": {"color": "tab:green", "marker": "s"},
+    "etcd": {"color": "tab:olive", "marker": "^"},
+    "torch etcd-v2": {"color": "tab:red", "marker": "s"},
+    "torch etcd": {"color": "tab:orange", "marker": "^"},
+    "torch c10d": {"color": "tab:purple", "marker": "D"},
+    "floor": {"color": "tab:gray", "linestyle": ":"},
+}
+
+
+def formation(rows: Rows, axes: Any) -> None:
+    """Draw the seconds by the number of nodes."""
+    for name, style in _STYLES.items():
+        points = [(row["nodes"], row["seconds"]) for row in rows if row["contender"] == name and "seconds" in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=_label(name), **style)
+        failed = [row["nodes"] for row in rows if row["contender"] == name and _tried_in_vain(row)]
+        if failed:
+            axes.plot(failed, [120.0], color=style["color"], marker="x", markersize=10, linestyle="none")
+    axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="seconds until the world has formed")
+    axes.set_title("Forming a world: nodes and one etcd on two cores (x: failed, or not within 120 s)", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def _label(name: str) -> str:
+    return name + {Kind.FLOOR: " (bare requests)"}.get(CONTENDERS[name].kind, "")
+
+
+def _tried_in_vain(row: dict[str, Any]) -> bool:
+    return "failed" in row and not row["failed"].startswith(("not tried", "torch is not"))
+
+
+def state(rows: Rows, axes: Any) -> None:
+    """Draw the time of a swap cycle by the number of nodes."""
+    for name, color in (("compiled", "tab:blue"), ("torch", "tab:red"), ("pure", "tab:gray")):
+        points = [(row["nodes"], row["cycle_us"]) for row in rows if row["contender"] == name and "cycle_us" in row]
+        if points:
+            label = "torch's pickle" if name == "torch" else name
+            axes.plot(*zip(*points, strict=True), label=label, color=color, marker="o")
+    (etcd,) = [row for row in rows if row["contender"] == "etcd"]
+    axes.axhline(etcd["round_trip_us"], color="black", linestyle=":", label="a write to etcd")
+    axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="µs")
+    axes.set_title("One swap cycle of the etcd-v2 state: decode, expire, join, encode", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+PLOTS = {"formation": formation, "state": state}
+
+
+def draw(name: str, rows: Rows, folder: Path) -> None:
+    """Draw the picture of a benchmark that has one, as ``name.png`` and ``name.svg`` in ``folder``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "the same results make the same file"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    PLOTS[name](rows, axes)
+    axes.grid(which="both", alpha=0.2)
+    figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,44 @@
+"""The README's tables and pictures, made from the files of results: no figure in it is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rendezvous.benchmarks import figures, plots, run
+from rendezvous.benchmarks.circumstances import summary
+
+MARKS = ("<!-- results: made by `rendezvous bench --readme` -->", "<!-- end of results -->")
+
+ALT = {
+    "formation": "Seconds to form a world by the number of nodes, for each backend",
+    "state": "Microseconds of a swap cycle by the number of nodes: compiled, pure and torch's pickle",
+}
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the results in ``folder`` by the name of the benchmark."""
+    return {name: json.loads(path.read_text()) for name in run.BENCHMARKS if (path := folder / f"{name}.json").exists()}
+
+
+def section(results: dict[str, dict[str, Any]], folder: str) -> str:
+    """Return the Markdown of all results; pictures stand in ``folder``."""
+    parts = [figures.table({name: result["rows"] for name, result in results.items()}).markdown()]
+    for name, result in results.items():
+        if name in plots.PLOTS:
+            parts.append(f"![{ALT[name]}]({folder}/{name}.png)")
+        parts += [table.markdown() for table in run.module(name).tables(result["rows"])]
+        parts.append(summary(result["circumstances"]))
+    return "\n\n".join(parts)
+
+
+def write(readme: Path, folder: Path) -> None:
+    """Draw the pictures into ``folder``, and put everything into ``readme`` between its marks."""
+    results = read(folder)
+    for name in plots.PLOTS.keys() & results.keys():
+        plots.draw(name, results[name]["rows"], folder)
+    before, rest = readme.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    made = section(results, folder.relative_to(readme.parent).as_posix())
+    readme.write_text(f"{before}{MARKS[0]}\n\n{made}\n\n{MARKS[1]}{after}")
