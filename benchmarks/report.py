@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from rendezvous.benchmarks import figures, plots, run
 from rendezvous.benchmarks.circumstances import summary
 
 MARKS = ("<!-- results: made by `rendezvous bench --readme` -->", "<!-- end of results -->")
+
+FRONT = ("formation", "recovery")
+"""What stands in the README; the rest is one click away."""
 
 ALT = {
     "formation": "Seconds to form a world by the number of nodes, for each backend",
@@ -22,23 +26,27 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(path.read_text()) for name in run.BENCHMARKS if (path := folder / f"{name}.json").exists()}
 
 
-def section(results: dict[str, dict[str, Any]], folder: str) -> str:
-    """Return the Markdown of all results; pictures stand in ``folder``."""
-    parts = [figures.table({name: result["rows"] for name, result in results.items()}).markdown()]
-    for name, result in results.items():
+def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: str) -> str:
+    """Return the Markdown of the results of ``names``; pictures stand in ``folder``."""
+    parts = []
+    for name in names:
+        if name not in results:
+            continue
         if name in plots.PLOTS:
             parts.append(f"![{ALT[name]}]({folder}/{name}.png)")
-        parts += [table.markdown() for table in run.module(name).tables(result["rows"])]
-        parts.append(summary(result["circumstances"]))
+        parts += [table.markdown() for table in run.module(name).tables(results[name]["rows"])]
+        parts.append(summary(results[name]["circumstances"]))
     return "\n\n".join(parts)
 
 
 def write(readme: Path, folder: Path) -> None:
-    """Draw the pictures into ``folder``, and put everything into ``readme`` between its marks."""
+    """Draw the pictures into ``folder``, put what matters most into ``readme`` between its marks, and all beside them."""
     results = read(folder)
     for name in plots.PLOTS.keys() & results.keys():
         plots.draw(name, results[name]["rows"], folder)
+    asked = figures.table({name: result["rows"] for name, result in results.items()}).markdown()
     before, rest = readme.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    made = section(results, folder.relative_to(readme.parent).as_posix())
-    readme.write_text(f"{before}{MARKS[0]}\n\n{made}\n\n{MARKS[1]}{after}")
+    front = section(results, FRONT, folder.relative_to(readme.parent).as_posix())
+    readme.write_text(f"{before}{MARKS[0]}\n\n{asked}\n\n{front}\n\n{MARKS[1]}{after}")
+    (folder / "README.md").write_text(f"# Results\n\n{asked}\n\n{section(results, run.BENCHMARKS, '.')}\n")

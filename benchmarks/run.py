@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.readme:
         for name in options.names or BENCHMARKS:
             measure(name, options.full, options.output)
-    if options.output == RESULTS:
+    if options.output.resolve() == RESULTS.resolve():
         from rendezvous.benchmarks import report
 
         report.write(README, RESULTS)

@@ -194,8 +194,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     etcd = found[0, "etcd"]
     remark = (
         f"A write to an etcd on the same machine takes {etcd['round_trip_us']:,.0f} µs. One step of the backoff "
-        f"between two tries costs {etcd['backoff_compiled_us']:.2f} µs compiled and {etcd['backoff_pure_us']:.2f} µs in pure "
-        f"Python, and then waits for milliseconds: that it is compiled makes no difference to anybody."
+        f"between two tries costs {etcd['backoff_compiled_us']:.2f} µs compiled and {etcd['backoff_pure_us']:.2f} µs "
+        f"in pure Python, and then waits for milliseconds: that it is compiled makes no difference to anybody."
     )
     heads = ["nodes", "compiled", "pure", "torch's pickle", "pure / compiled", "torch / compiled"]
     return [
