@@ -40,7 +40,7 @@ def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: st
 
 
 def write(readme: Path, folder: Path) -> None:
-    """Draw the pictures into ``folder``, put what matters most into ``readme`` between its marks, and all beside them."""
+    """Draw the pictures into ``folder``, put what matters most into ``readme``, and all beside them."""
     results = read(folder)
     for name in plots.PLOTS.keys() & results.keys():
         plots.draw(name, results[name]["rows"], folder)
