@@ -13,6 +13,8 @@ import pytest
 
 import rendezvous
 
+pytestmark = pytest.mark.both_twins
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -19,6 +19,8 @@ from rendezvous.etcd_server import EtcdServer
 from tests.nodes import BOUND, Job, count_reads, eventually, join, join_all
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.both_twins
+
 
 @pytest.fixture
 def job(etcd, run_id):

@@ -25,6 +25,8 @@ from rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTi
 from rendezvous.etcd_rendezvous_backend import create_backend
 from tests.nodes import BOUND, Job, count_reads, eventually, expel, join, join_all, kill
 
+pytestmark = pytest.mark.both_twins
+
 
 @pytest.fixture
 def job(etcd, run_id):

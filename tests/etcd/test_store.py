@@ -12,6 +12,8 @@ from rendezvous.etcd_client import EtcdClient
 from rendezvous.etcd_store import EtcdStore
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.both_twins
+
 SOON = timedelta(seconds=0.3)
 
 

@@ -15,6 +15,8 @@ from rendezvous.v3.client import compare, put_op
 from rendezvous.v3.rules import Decision, Move
 from tests.simulation.world import Violation, simulate
 
+pytestmark = pytest.mark.both_twins
+
 # The whole number with the compiled core; with the pure one enough to see that it does the same.
 SEEDS = 2000 if COMPILED else 200
 CHUNK = 50

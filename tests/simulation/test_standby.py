@@ -14,6 +14,8 @@ from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
 from tests.simulation.virtual import VirtualLoop
 
+pytestmark = pytest.mark.both_twins
+
 TIMEOUT = 3.0
 
 

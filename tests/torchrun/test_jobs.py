@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.torchrun.conftest import TRAIN
 
 LEARNT = 3.0
 
 
+@pytest.mark.both_twins
 def test_three_agents_with_two_workers_each_train_to_the_end(agents):
     for _ in range(3):
         agents.start("3")

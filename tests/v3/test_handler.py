@@ -27,6 +27,8 @@ from rendezvous.v3.connect import connect
 from tests.nodes import BOUND, eventually, join, join_all
 from tests.v3.jobs import TTL, Job, kill
 
+pytestmark = pytest.mark.both_twins
+
 MakeJob = Callable[..., Job]
 
 
