@@ -12,6 +12,7 @@ from rendezvous.api import RendezvousParameters
 __all__ = [
     "HANDLER_KEYS",
     "existing_file",
+    "natural_int",
     "one_of",
     "password",
     "positive_int",
@@ -50,12 +51,26 @@ def positive_int(params: RendezvousParameters, key: str, default: int) -> int:
     Raises:
         ValueError: it is not an integer, or out of range.
     """
+    return _integer(params, key, default, 1)
+
+
+def natural_int(params: RendezvousParameters, key: str, default: int) -> int:
+    """Return an integer from 0.
+
+    Raises:
+        ValueError: it is not an integer, or out of range.
+    """
+    return _integer(params, key, default, 0)
+
+
+def _integer(params: RendezvousParameters, key: str, default: int, least: int) -> int:
     value = params.get_as_int(key, default)
     if value is None:
         return default
-    if not 1 <= value <= _LARGEST_INT:
+    if not least <= value <= _LARGEST_INT:
         raise ValueError(
-            f"The rendezvous configuration option '{key}' must be an integer from 1 to {_LARGEST_INT}, not {value}."
+            f"The rendezvous configuration option '{key}' must be an integer from {least} to {_LARGEST_INT}, "
+            f"not {value}."
         )
     return value
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from rendezvous.api import RendezvousConnectionError
-from rendezvous.utils import format_endpoint
+from rendezvous import config
+from rendezvous._core import Backoff
+from rendezvous.api import RendezvousConnectionError, RendezvousParameters
+from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
 try:
     import etcd
@@ -18,11 +21,13 @@ except ModuleNotFoundError as error:
         raise
     etcd = None
 
-__all__ = ["EtcdClient", "etcd_module", "key_path", "translate_errors"]
+__all__ = ["EtcdClient", "create_client", "etcd_module", "key_path", "persist", "translate_errors"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_DEFAULT_PORT = 2379
 
 # Seconds to connect within: time for TCP to try three times, and then for the next endpoint.
 _CONNECT_TIMEOUT = 3.5
@@ -72,6 +77,28 @@ def translate_errors(what: str, call: Callable[[], _T]) -> _T:
         raise refused from exc
     except (etcd.EtcdException, urllib3.exceptions.HTTPError) as exc:
         raise RendezvousConnectionError(f"{what}: {exc}") from exc
+
+
+def persist(what: str, call: Callable[[], _T], deadline: float) -> _T:
+    """Return ``call()``, tried again while etcd cannot be reached; see :func:`translate_errors`.
+
+    Args:
+        what: what fails, for the error.
+        call: sends the request; it must be harmless to repeat.
+        deadline: until when to try, on the monotonic clock.
+
+    Raises:
+        RendezvousConnectionError: etcd could not be reached until then, or refused the user.
+    """
+    backoff = Backoff(base=0.05, cap=2.0)
+    while True:
+        try:
+            return translate_errors(what, call)
+        except RendezvousConnectionError as exc:
+            left = deadline - time.monotonic()
+            if left <= 0 or not exc.retryable:
+                raise
+            time.sleep(min(backoff.next(), left))
 
 
 class EtcdClient:
@@ -164,19 +191,25 @@ class EtcdClient:
         """See ``etcd.Client.read``."""
         return self._call(lambda client: client.read(key, **options))
 
-    def watch(self, key: str, index: int | None = None, timeout: float | None = None) -> Any:
+    def watch(
+        self, key: str, index: int | None = None, timeout: float | None = None, recursive: bool | None = None
+    ) -> Any:
         """See ``etcd.Client.watch``."""
         limit = None if timeout is None else _timeout(timeout)
-        return self._call(lambda client: client.watch(key, index=index, timeout=limit))
+        return self._call(lambda client: client.watch(key, index=index, timeout=limit, recursive=recursive))
 
-    def write(self, key: str, value: str, ttl: int | None = None, **conditions: Any) -> Any:
+    def write(self, key: str, value: str | None, ttl: int | None = None, **conditions: Any) -> Any:
         """See ``etcd.Client.write``."""
         return self._call(lambda client: client.write(key, value, ttl, **conditions), repeatable=not conditions)
 
-    def delete(self, key: str) -> Any:
+    def refresh(self, key: str, ttl: int) -> Any:
+        """See ``etcd.Client.refresh``."""
+        return self._call(lambda client: client.refresh(key, ttl))
+
+    def delete(self, key: str, **conditions: Any) -> Any:
         """See ``etcd.Client.delete``."""
         # Sent again, it would not find what it has deleted itself.
-        return self._call(lambda client: client.delete(key), repeatable=False)
+        return self._call(lambda client: client.delete(key, **conditions), repeatable=False)
 
 
 def _timeout(seconds: float) -> Any:
@@ -193,3 +226,42 @@ def _never_sent(exc: Any) -> bool:
     cause = getattr(exc, "cause", None)
     reason = getattr(cause, "reason", cause)
     return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
+
+
+def create_client(
+    params: RendezvousParameters, cert: str = "ssl_cert", cert_key: str = "ssl_cert_key", ca_cert: str = "ca_cert"
+) -> EtcdClient:
+    """Connect to the cluster that a configuration names.
+
+    Args:
+        params: the configuration: ``protocol``, ``read_timeout`` (seconds, 60), ``username`` and its password.
+        cert: the key of the path of the client's certificate.
+        cert_key: the key of the path of that certificate's key.
+        ca_cert: the key of the path of the authority's certificate.
+
+    Raises:
+        ImportError: python-etcd is not installed.
+        RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
+        ValueError: a value is malformed or out of range.
+    """
+    endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
+    protocol = config.one_of(params, "protocol", ("http", "https"))
+    read_timeout = config.positive_int(params, "read_timeout", 60)
+    certificate: str | tuple[str, str] | None = config.existing_file(params, cert)
+    key = config.existing_file(params, cert_key)
+    if certificate and key:
+        certificate = (str(certificate), key)
+    authority = config.existing_file(params, ca_cert)
+    username, password = config.user(params) or (None, None)
+    try:
+        return EtcdClient(
+            endpoints,
+            protocol=protocol,
+            read_timeout=read_timeout,
+            cert=certificate,
+            ca_cert=authority,
+            username=username,
+            password=password,
+        )
+    except OSError as exc:
+        raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from exc

@@ -7,18 +7,16 @@ from base64 import b64decode, b64encode
 from typing import Any
 
 from rendezvous import config
-from rendezvous.api import RendezvousConnectionError, RendezvousParameters, RendezvousStateError
+from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.backend import RendezvousBackend, Token, index_of
-from rendezvous.etcd_client import EtcdClient, etcd_module, key_path, translate_errors
+from rendezvous.etcd_client import create_client, etcd_module, key_path, translate_errors
 from rendezvous.etcd_store import EtcdStore
-from rendezvous.utils import parse_rendezvous_endpoints
 
 __all__ = ["EtcdRendezvousBackend", "create_backend"]
 
 _DEFAULT_TTL = 7200
 _KEY_PREFIX = "/torch/elastic/rendezvous"
 _STORE_PREFIX = "/torch/elastic/store"
-_DEFAULT_PORT = 2379
 
 _BACKEND_KEYS = (
     "protocol",
@@ -145,26 +143,6 @@ class EtcdRendezvousBackend(RendezvousBackend):
             ) from None
 
 
-def _create_client(params: RendezvousParameters) -> EtcdClient:
-    endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
-    protocol = config.one_of(params, "protocol", ("http", "https"))
-    read_timeout = config.positive_int(params, "read_timeout", 60)
-    certificate: str | tuple[str, str] | None = config.existing_file(params, "ssl_cert")
-    key = config.existing_file(params, "ssl_cert_key")
-    if certificate and key:
-        certificate = (str(certificate), key)
-    username, password = config.user(params) or (None, None)
-    return EtcdClient(
-        endpoints,
-        protocol=protocol,
-        read_timeout=read_timeout,
-        cert=certificate,
-        ca_cert=config.existing_file(params, "ca_cert"),
-        username=username,
-        password=password,
-    )
-
-
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
     """Connect to etcd and return the backend and the store of a job.
 
@@ -181,8 +159,5 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     if not params.run_id:
         raise ValueError("The run id must not be empty.")
     key_path(f"{_KEY_PREFIX}/{params.run_id}")
-    try:
-        client = _create_client(params)
-    except OSError as exc:
-        raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from exc
+    client = create_client(params)
     return EtcdRendezvousBackend(client, params.run_id, _KEY_PREFIX), EtcdStore(client, _STORE_PREFIX)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rendezvous._core import Backoff, compare_and_swap
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd_client import etcd_module, key_path, translate_errors
+from rendezvous.etcd_client import etcd_module, key_path, persist, translate_errors
 from rendezvous.store import Store
 
 __all__ = ["EtcdStore", "cas_delay"]
@@ -58,16 +58,8 @@ class EtcdStore(Store):
         return time.monotonic() + (self.timeout if timeout is None else timeout).total_seconds()
 
     def _persist(self, what: str, call: Callable[[], _T], deadline: float) -> _T:
-        """Return ``call()``, tried again while etcd cannot be reached; ``call`` must be harmless to repeat."""
-        backoff = Backoff(base=0.05, cap=2.0)
-        while True:
-            try:
-                return translate_errors(f"the etcd store cannot {what}", call)
-            except RendezvousConnectionError as exc:
-                left = deadline - time.monotonic()
-                if left <= 0 or not exc.retryable:
-                    raise
-                time.sleep(min(backoff.next(), left))
+        """See :func:`rendezvous.etcd_client.persist`."""
+        return persist(f"the etcd store cannot {what}", call, deadline)
 
     def _read(self, key: str, deadline: float) -> tuple[Any, int]:
         """Return etcd's answer for ``key`` (None where there is none) and etcd's index at that moment."""

@@ -23,6 +23,13 @@ def _create_etcd_v3_handler(params: RendezvousParameters) -> RendezvousHandler:
     return create_handler(params)
 
 
+def _create_etcd_handler(params: RendezvousParameters) -> RendezvousHandler:
+    from rendezvous.etcd_rendezvous import create_rdzv_handler
+
+    return create_rdzv_handler(params)
+
+
+rendezvous_handler_registry.register("etcd", _create_etcd_handler)
 rendezvous_handler_registry.register("etcd-v2", _create_etcd_v2_handler)
 rendezvous_handler_registry.register("etcd-v3", _create_etcd_v3_handler)
 
