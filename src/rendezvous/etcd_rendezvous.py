@@ -139,16 +139,14 @@ class EtcdRendezvous(EtcdRun):
         Raises:
             EtcdRendezvousRetryImmediately, EtcdRendezvousRetryableFailure: no round was complete; begin again.
         """
-        try:
-            self.try_create_rendezvous()
-        except self._etcd.EtcdAlreadyExist:
-            pass
         view = self._look(self._rendezvous_deadline)
         decision = rules.enter(view.state)
         self._settle(decision)
-        if view.state is not None and decision.action is Action.JOIN:
+        if decision.action is Action.CREATE:
+            self._create_round()
+        elif view.state is not None and decision.action is Action.JOIN:
             return self.join_phase(view.state["version"])
-        if view.state is not None and decision.action is Action.STAND_BY:
+        elif view.state is not None and decision.action is Action.STAND_BY:
             self.handle_existing_rendezvous(view.state["version"])
         else:
             self._wait_for_change(view)
@@ -188,6 +186,15 @@ class EtcdRendezvous(EtcdRun):
 
     # The steps.
 
+    def _create_round(self) -> None:
+        counter, _ = self._read(self.get_path("/rdzv/version_counter"), self._rendezvous_deadline)
+        if counter is None:
+            self._prepare()
+        try:
+            self.try_create_rendezvous()
+        except self._etcd.EtcdAlreadyExist:
+            logger.debug("rendezvous '%s': another node was faster to make a round", self._run_id)
+
     def try_create_rendezvous(self) -> Any:
         """Make a round and return etcd's answer.
 
@@ -213,7 +220,8 @@ class EtcdRendezvous(EtcdRun):
 
     def _next_version(self) -> str:
         def change(text: str | None, doubt: bool) -> tuple[str, None]:
-            return str(int(text or 0) + 1), None
+            # Where etcd has deleted the counter meanwhile, a later round must not have an earlier one's number.
+            return str(max(int(text or 0), self._known_version) + 1), None
 
         answer, _ = self._change(self.get_path("/rdzv/version_counter"), change, self._rendezvous_deadline)
         return str(answer.value)

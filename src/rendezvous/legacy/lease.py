@@ -48,6 +48,14 @@ def _renew(client: Any, path: str, ttl: int, is_missed: Callable[[], bool], stop
                 logger.warning("the etcd key '%s' ran out and is written anew", path)
                 translate_errors(what, lambda: client.write(address, "", ttl))
         except RendezvousError as exc:
+            if "Not a file" in str(exc):
+                logger.warning(
+                    "etcd cannot renew the directory '%s' (etcd 3.5 cannot, 3.4 can): it is gone %d s after it was "
+                    "made, and a later round begins with an empty one",
+                    path,
+                    ttl,
+                )
+                return
             logger.log(level, "%s", exc)
             if not (isinstance(exc, RendezvousConnectionError) and exc.retryable):
                 return

@@ -93,6 +93,8 @@ class Action(Enum):
     """Replace the state."""
     WAIT = auto()
     """Wait for the state to change."""
+    CREATE = auto()
+    """Make a round."""
     JOIN = auto()
     """Join the round."""
     STAND_BY = auto()
@@ -141,6 +143,8 @@ def parse(text: str | None) -> State | None:
                 f"the field '{name}' of the {state['status']} state must be of type {kind.__name__}, "
                 f"not {type(state.get(name)).__name__}"
             )
+    if not str(state.get("version", "0")).isdecimal():
+        raise RendezvousStateError(f"the version of the state must be a number, not {state['version']!r}")
     return dict(state)
 
 
@@ -158,9 +162,9 @@ def joinable(version: str) -> State:
 
 
 def enter(state: State | None) -> Decision:
-    """Decide how a node that wants to take part begins, where it could not make a round itself."""
+    """Decide how a node that wants to take part begins."""
     if state is None:
-        return Decision(Action.RETRY_AT_ONCE, "the round that was there is gone")
+        return Decision(Action.CREATE, "there is no round")
     if state["status"] == "closed":
         return _closed()
     if state["status"] == "joinable":

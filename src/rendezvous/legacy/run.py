@@ -75,12 +75,20 @@ class EtcdRun:
         self._view = View(None, None, 0, float("-inf"))
         self._state_path = self.get_path("/rdzv/active_version")
         key_path(self._state_path)
+        self._known_version = 0
+        self._lease_run_id_stop: threading.Event | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the directories, where they are not there: not yet, or no more."""
         if self._prefix != "/":
             self.create_path_if_not_exists(self._prefix)
         self.create_path_if_not_exists(self.get_path(""), ttl=rules.RUN_TTL)
-        self._lease_run_id_stop = self.setup_lease_renewal(self.get_path(""), rules.RUN_TTL)
         self.create_path_if_not_exists(self.get_path("/rdzv"))
         self._create(self.get_path("/rdzv/version_counter"), "0")
+        if self._lease_run_id_stop is not None:
+            self._lease_run_id_stop.set()
+        self._lease_run_id_stop = self.setup_lease_renewal(self.get_path(""), rules.RUN_TTL)
 
     @property
     def run_id(self) -> str:
@@ -201,6 +209,8 @@ class EtcdRun:
 
     def _seen(self, answer: Any, index: int) -> View:
         state = self._parse(None if answer is None else answer.value)
+        if state is not None and "version" in state:
+            self._known_version = max(self._known_version, int(state["version"]))
         self._view = View(answer, state, index, time.monotonic())
         return self._view
 
