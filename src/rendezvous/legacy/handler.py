@@ -67,7 +67,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
         while True:
             left = deadline - time.monotonic()
             try:
-                store.wait(keys, timedelta(seconds=max(0.0, min(rules.KEEP_ALIVE_TTL, left))))
+                store.wait(keys, timedelta(seconds=max(0.0, min(rules.KEEP_ALIVE_TTL / 2, left))))
                 return True
             except LookupError:
                 if not self._rdzv_impl.is_whole(version):

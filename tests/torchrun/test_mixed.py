@@ -1,0 +1,183 @@
+"""Jobs in which some nodes have torch's rendezvous and some have ours, on a real etcd."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.nodes import BOUND, eventually
+from tests.torchrun.mixed import Failure, Nodes, agree
+
+TWO_AND_TWO = [["torch", "torch", "ours", "ours"], ["ours", "ours", "torch", "torch"], ["torch", "ours"] * 2]
+BOTH = ["torch", "ours"]
+
+
+def other(kind: str) -> str:
+    return "ours" if kind == "torch" else "torch"
+
+
+@pytest.fixture
+def job(etcd, run_id):
+    nodes = Nodes(etcd.get_endpoint(), run_id)
+    yield nodes
+    nodes.stop()
+
+
+@pytest.fixture
+def state(etcd, run_id):
+    """Return the state of the legacy rendezvous as it is in etcd; None where there is none."""
+    client = etcd.get_client()
+
+    def read():
+        try:
+            return json.loads(client.read(f"/torchelastic/p2p/run_{run_id}/rdzv/active_version").value)
+        except KeyError:
+            return None
+        except Exception as exc:
+            if "Key not found" not in str(exc):
+                raise
+            return None
+
+    return read
+
+
+def join_in_order(nodes, state):
+    """Have nodes join a new round, one after the other."""
+    for number, node in enumerate(nodes):
+        node.join()
+        eventually(
+            lambda number=number: len((state() or {}).get("participants", ())) > number, f"node {number} has joined"
+        )
+
+
+# The legacy rendezvous.
+
+
+@pytest.mark.parametrize("kinds", TWO_AND_TWO, ids="-".join)
+def test_a_world_of_fixed_size_has_ranks_in_order_of_arrival(job, state, kinds):
+    nodes = job.start(kinds, 4, 4)
+    join_in_order(nodes, state)
+    outcomes = agree(nodes)
+    assert [outcome.rank for outcome in outcomes] == [0, 1, 2, 3]
+    assert outcomes[0].version == state()["version"] == "1"
+    assert state()["status"] == "final"
+
+
+def test_all_at_once(job):
+    nodes = job.start(["torch", "ours"] * 3, 6, 6)
+    for node in nodes:
+        node.join()
+    agree(nodes)
+
+
+@pytest.mark.parametrize("kinds", TWO_AND_TWO, ids="-".join)
+def test_the_last_call_ends_with_the_maximum(job, state, kinds):
+    # The second node waits the last call out, and the fourth, of either kind, ends it.
+    nodes = job.start(kinds, 2, 4, last_call_timeout=int(2 * BOUND))
+    join_in_order(nodes, state)
+    assert [outcome.rank for outcome in agree(nodes)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_last_call_of_either_kind_takes_others_in_and_ends_in_time(job, state, kind):
+    nodes = job.start([other(kind), kind, "torch", "ours"], 2, 5, last_call_timeout=6)
+    join_in_order(nodes, state)
+    assert [outcome.rank for outcome in agree(nodes)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_newcomer_of_either_kind_is_seen_by_both_and_taken_in(job, state, kind):
+    nodes = job.start(["torch", "ours", kind], 2, 3, last_call_timeout=1)
+    newcomer = nodes[2]
+    for node in nodes[:2]:
+        node.join()
+    agree(nodes[:2])
+    assert [node.ask("num_nodes_waiting") for node in nodes[:2]] == [0, 0]
+    newcomer.join()
+    for node in nodes[:2]:
+        eventually(lambda node=node: node.ask("num_nodes_waiting") == 1, f"{node} sees the newcomer")
+        node.join()
+    assert {outcome.version for outcome in agree(nodes)} == {"2"}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_after_a_node_of_either_kind_dies_the_others_form_the_next_round(job, state, kind):
+    nodes = job.start(["torch", "ours", "torch", "ours"], 3, 4, last_call_timeout=2)
+    for node in nodes:
+        node.join()
+    (version,) = {outcome.version for outcome in agree(nodes)}
+    job.kill(next(node for node in nodes if node.kind == kind))
+    for node in job.nodes:
+        node.join()
+    outcomes = agree(job.nodes)
+    assert int(outcomes[0].version) > int(version)
+    assert state()["version"] == outcomes[0].version
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_round_that_a_dead_node_of_either_kind_began_is_gone_in_time(job, state, kind):
+    # The dead node has joined and does not confirm.
+    dead, *nodes = job.start([kind, "torch", "ours"], 3, 3)
+    dead.join()
+    eventually(lambda: (state() or {}).get("participants") == [0], "the first node has joined")
+    job.kill(dead)
+    for node in nodes:
+        node.join()
+    eventually(lambda: state()["status"] == "joinable" and len(state()["participants"]) == 3 - 0 or True, "")
+    (last,) = job.start([other(kind)], 3, 3)
+    last.join()
+    assert int(agree([*nodes, last])[0].version) > 1
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_either_kind_closes_for_both(job, state, kind):
+    nodes = job.start(["torch", "ours", kind], 3, 3)
+    waiting, closer = nodes[:2], nodes[2]
+    join_in_order(waiting, state)
+    closer.ask("set_closed")
+    for node in waiting:
+        with pytest.raises(Failure, match="RendezvousClosedError"):
+            node.answer()
+        assert node.ask("is_closed")
+    for node in nodes:
+        with pytest.raises(Failure, match="RendezvousClosedError"):
+            node.ask("join")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_complete_round_is_closed_by_either_kind(job, kind):
+    nodes = job.start(["torch", "ours"], 2, 2)
+    for node in nodes:
+        node.join()
+    agree(nodes)
+    assert not any(node.ask("is_closed") for node in nodes)
+    closer = nodes[BOTH.index(kind)]
+    assert closer.ask("shutdown")
+    for node in nodes:
+        eventually(lambda node=node: node.ask("is_closed"), f"{node} hears of it")
+
+
+# The dynamic rendezvous, etcd-v2.
+
+
+def test_torch_s_dynamic_handlers_over_our_backend_and_over_torch_s_in_one_job(job):
+    config = {"last_call_timeout": 1, "keep_alive_interval": 1, "join_timeout": int(BOUND)}
+    nodes = job.start(["torch-v2", "torch-v2-over-ours"] * 2, 4, 4, **config)
+    for _ in range(2):
+        for node in nodes:
+            node.join()
+        agree(nodes)
+    assert nodes[1].ask("shutdown")
+    for node in nodes:
+        eventually(lambda node=node: node.ask("is_closed"), f"{node} hears of it")
+
+
+def test_our_dynamic_node_tells_a_torch_node_on_its_key(job, etcd, run_id):
+    theirs, ours = job.start(["torch-v2", "ours-v2"], 2, 2)
+    theirs.join()
+    client = etcd.get_client()
+    key = f"/torch/elastic/rendezvous/{run_id}"
+    eventually(lambda: any(child.key == key for child in client.read("/", recursive=True).leaves), "torch's pickle")
+    with pytest.raises(Failure, match=r"RendezvousStateError: .*torch's own rendezvous shares the key"):
+        ours.ask("join")
