@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tests.nodes import BOUND
 
-# Forked from a process that has imported all this: torch takes seconds to import. (Not from pytest's, with its threads.)
+# Forked from a process that has imported all this: torch takes seconds to import. (pytest's own has threads.)
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.torchrun.mixed_main"])
 
@@ -32,7 +32,7 @@ class Failure(Exception):
 
 
 class Node:
-    """A node; ``kind`` is one of those in :mod:`tests.torchrun.mixed_main`."""
+    """A node; ``kind`` is one of those in :mod:`tests.torchrun.mixed_main`. Its first answer says that it is there."""
 
     def __init__(self, kind: str, endpoint: str, run_id: str, least: int, most: int, **config: Any) -> None:
         self.kind = kind
@@ -43,7 +43,6 @@ class Node:
         )
         self._process.start()
         theirs.close()
-        self.answer()
 
     def tell(self, verb: str, *args: Any) -> None:
         """Have the node do something; :meth:`answer` has what came of it."""
@@ -130,6 +129,8 @@ class Nodes:
         """Start nodes that do not join yet."""
         nodes = [Node(kind, self.endpoint, self.run_id, least, most, **config) for kind in kinds]
         self.nodes += nodes
+        for node in nodes:
+            node.answer()
         return nodes
 
     def kill(self, node: Node) -> None:

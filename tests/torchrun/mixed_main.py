@@ -10,7 +10,8 @@ from torch.distributed.elastic.rendezvous import etcd_rendezvous as torch_etcd  
 from torch.distributed.elastic.rendezvous import etcd_rendezvous_backend as torch_backend  # noqa: F401
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler as get_torch_handler
 
-from rendezvous import RendezvousParameters, etcd_rendezvous, get_rendezvous_handler
+from rendezvous import RendezvousParameters, get_rendezvous_handler
+from rendezvous import etcd_rendezvous as our_etcd  # noqa: F401
 from rendezvous.etcd_rendezvous_backend import create_backend
 from rendezvous.torchrun import TorchStore
 
@@ -50,6 +51,3 @@ def version_of(store: Any) -> str:
     """Return the round whose store this is: the legacy store's directory is named after it."""
     prefix = getattr(store, "prefix", "")
     return prefix.partition("/v_")[2].partition("/")[0]
-
-
-assert etcd_rendezvous.EtcdRendezvous
