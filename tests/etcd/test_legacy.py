@@ -1,0 +1,559 @@
+"""The legacy rendezvous on a real etcd: its rounds, its keys, and how it behaves when etcd or a node goes away."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import threading
+import time
+import weakref
+
+import pytest
+
+from rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousParameters,
+    RendezvousStateError,
+    RendezvousTimeoutError,
+    get_rendezvous_handler,
+)
+from rendezvous.etcd_client import EtcdClient, etcd_module
+from rendezvous.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
+from tests.nodes import BOUND, eventually, join, join_all
+from tests.proxy import Proxy
+
+
+class LegacyJob:
+    """A job of nodes in threads."""
+
+    def __init__(self, etcd, run_id: str) -> None:
+        self.etcd, self.run_id = etcd, run_id
+        self.client = etcd.get_client()
+        self.folder = f"/torchelastic/p2p/run_{run_id}"
+        self.handlers: list[EtcdRendezvousHandler] = []
+
+    def node(self, least: int, most: int, name: str = "127.0.0.1", endpoint: str | None = None, **config):
+        endpoint = endpoint or self.etcd.get_endpoint()
+        config = {"timeout": int(BOUND), **config}
+        params = RendezvousParameters("etcd", endpoint, self.run_id, least, most, name, **config)
+        self.handlers.append(get_rendezvous_handler(params))
+        return self.handlers[-1]
+
+    def nodes(self, count: int, least: int, most: int, **config):
+        return [self.node(least, most, **config) for _ in range(count)]
+
+    def read(self, key: str):
+        try:
+            return self.client.read(f"{self.folder}/rdzv/{key}")
+        except etcd_module().EtcdKeyNotFound:
+            return None
+
+    def state(self):
+        answer = self.read("active_version")
+        return {} if answer is None else json.loads(answer.value)
+
+    def joined(self, count: int) -> None:
+        eventually(lambda: len(self.state().get("participants", ())) == count, f"{count} have joined")
+
+    def leave(self, handler: EtcdRendezvousHandler, rank: int) -> None:
+        """Have a node die, and its keep-alive run out at once."""
+        handler._rdzv_impl.stop_keep_alive()
+        version = handler._version
+        # Its last renewal may be on its way.
+        eventually(lambda: self.read(f"v_{version}/rank_{rank}") is not None, "the keep-alive is there")
+        self.client.delete(f"{self.folder}/rdzv/v_{version}/rank_{rank}")
+
+    def stop(self) -> None:
+        for handler in self.handlers:
+            handler._rdzv_impl.stop_keep_alive()
+
+
+@pytest.fixture
+def job(etcd, run_id):
+    a_job = LegacyJob(etcd, run_id)
+    yield a_job
+    a_job.stop()
+
+
+# Rounds.
+
+
+def test_a_world_of_one(job):
+    (info,) = join_all(job.nodes(1, 1, 1, name="node-0"))
+    assert info.bootstrap_store_info.master_addr == "node-0"
+
+
+def test_a_world_of_fixed_size(job):
+    handlers = job.nodes(8, 8, 8)
+    infos = join_all(handlers)
+    infos[3].store.set("key", "value")
+    assert infos[5].store.get("key") == b"value"
+    assert infos[0].store.prefix == f"{job.folder}/rdzv/v_1/kv/"
+    assert [handler.num_nodes_waiting() for handler in handlers] == [0] * 8
+    assert not any(handler.is_closed() for handler in handlers)
+
+
+def test_the_last_call_ends_in_time(job):
+    assert len(join_all(job.nodes(2, 2, 3, last_call_timeout=1))) == 2
+
+
+def test_no_last_call_at_all(job):
+    assert len(join_all(job.nodes(2, 2, 3, last_call_timeout=0))) == 2
+
+
+def test_a_last_call_outlives_the_state_s_time_to_live(job):
+    handlers = job.nodes(2, 2, 3, last_call_timeout=12)
+    assert len(join_all(handlers)) == 2
+    assert job.state()["version"] == "1"
+
+
+def test_the_last_call_takes_others_in_and_ends_with_the_maximum(job):
+    handlers = job.nodes(4, 2, 4, last_call_timeout=int(2 * BOUND))
+    futures = []
+    for count, handler in enumerate(handlers, 1):
+        futures.append(join(handler))
+        if count < 4:
+            job.joined(count)
+    assert [future.result(BOUND).rank for future in futures] == [0, 1, 2, 3]
+
+
+def test_a_newcomer_is_seen_and_taken_in(job):
+    one, two = job.nodes(2, 2, 2)
+    infos = join_all([one, two])
+    (newcomer,) = job.nodes(1, 2, 2)
+    future = join(newcomer)
+    for handler in (one, two):
+        eventually(lambda handler=handler: handler.num_nodes_waiting() == 1, "the newcomer is seen")
+    job.leave(two, infos[1].rank)
+    assert sorted([join(one).result(BOUND).rank, future.result(BOUND).rank]) == [0, 1]
+    assert job.state()["version"] == "2"
+
+
+def test_a_node_whose_round_was_ended_is_told_that_others_wait(job):
+    one, two = job.nodes(2, 2, 3, last_call_timeout=0)
+    infos = join_all([one, two])
+    job.leave(two, infos[1].rank)
+    second = join(two)  # it ends the round at once, and nobody had the time to see that it waits
+    eventually(lambda: len(job.state().get("participants", ())) == 1, "the next round forms")
+    assert eventually(one.num_nodes_waiting, "the one who is left hears of it") == 1
+    assert sorted([join(one).result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+    assert job.state()["version"] == "2"
+
+
+def test_rounds_go_on_where_etcd_has_deleted_the_job_s_directory(job):
+    handlers = job.nodes(2, 2, 2)
+    join_all(handlers)
+    job.client.delete(job.folder, recursive=True)
+    join_all(handlers)
+    # Keys that a node still writes for round 1 are not found by another round 1.
+    assert job.state()["version"] == "2"
+    assert job.client.read(job.folder).ttl > 0
+
+
+def test_rank_0_that_leaves_before_it_says_where_to_meet_does_not_hold_up_the_others(job):
+    one, two = job.nodes(2, 2, 2)
+    future = []
+    barrier = threading.Thread(target=lambda: future.append(one._rdzv_impl.rendezvous_barrier()))
+    barrier.start()
+    job.joined(1)
+    second = join(two)
+    barrier.join(BOUND)
+    assert future == [("1", 0, 2)]
+    one._version = "1"
+    job.leave(one, 0)
+    first = join(one)
+    assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+    assert job.state()["version"] == "2"
+
+
+# Closing.
+
+
+def test_closing_ends_those_who_wait_and_those_who_come(job):
+    one, two = job.nodes(2, 2, 2)
+    future = join(one)
+    job.joined(1)
+    two.set_closed()
+    two.set_closed()
+    with pytest.raises(RendezvousClosedError, match=f"'{job.run_id}' is closed"):
+        future.result(BOUND)
+    with pytest.raises(RendezvousClosedError):
+        two.next_rendezvous()
+    assert two.is_closed()
+    eventually(one.is_closed, "the other hears of it")
+
+
+def test_closing_ends_those_who_stand_by(job):
+    one, newcomer = job.nodes(2, 1, 1)
+    one.next_rendezvous()
+    future = join(newcomer)
+    eventually(lambda: one.num_nodes_waiting() == 1, "the newcomer waits")
+    assert one.shutdown()
+    with pytest.raises(RendezvousClosedError):
+        future.result(BOUND)
+
+
+def test_what_has_not_begun_can_be_closed(job):
+    one, two = job.nodes(2, 1, 1)
+    assert one.shutdown()
+    with pytest.raises(RendezvousClosedError):
+        two.next_rendezvous()
+
+
+# Time-outs and errors.
+
+
+def test_a_time_out_says_how_many_came(job):
+    handler = job.node(2, 3, timeout=3)
+    with pytest.raises(
+        RendezvousTimeoutError,
+        match=f"'{job.run_id}' timed out after 3 s: 1 of at least 2 nodes joined round 1, which is joinable",
+    ):
+        handler.next_rendezvous()
+
+
+def test_a_time_out_of_one_who_stands_by(job):
+    one, newcomer = job.node(1, 1), job.node(1, 1, timeout=3)
+    one.next_rendezvous()
+    with pytest.raises(RendezvousTimeoutError, match="round 1 is final with 1 nodes, and 1 wait for the next"):
+        newcomer.next_rendezvous()
+
+
+@pytest.mark.parametrize("text", ["gASVAAAA", '{"status": "melting"}'])
+def test_what_is_not_of_this_protocol_is_told(job, text):
+    (handler,) = job.nodes(1, 1, 1)
+    job.client.write(f"{job.folder}/rdzv/active_version", text)
+    for use in (handler.next_rendezvous, handler.is_closed, handler.num_nodes_waiting, handler.set_closed):
+        with pytest.raises(RendezvousStateError, match=r"/rdzv/active_version' is not of this protocol: the state"):
+            use()
+    assert not handler.shutdown()
+
+
+def test_a_prefix_that_is_a_key_is_told(job):
+    job.client.write(f"/{job.run_id}", "value")
+    with pytest.raises(RendezvousStateError, match="choose another run id or prefix"):
+        job.node(1, 1, etcd_prefix=job.run_id)
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"timeout": 0}, "'timeout' must be an integer from 1"),
+        ({"last_call_timeout": -1}, "'last_call_timeout' must be an integer from 0"),
+        ({"cacert": "/nowhere"}, "'cacert' names '/nowhere', which is not a file"),
+        ({"cert": "/nowhere"}, "'cert' names"),
+        ({"key": "/nowhere"}, "'key' names"),
+        ({"protocol": "ftp"}, "'protocol' must be one of http, https"),
+    ],
+)
+def test_a_wrong_configuration_is_told(job, config, error):
+    with pytest.raises(ValueError, match=error):
+        job.node(1, 1, **config)
+
+
+@pytest.mark.parametrize("run_id", ["", "a/../b"])
+def test_a_run_id_that_is_no_key_is_told(etcd, run_id):
+    with pytest.raises(ValueError, match=r"run id must not be empty|must not have empty parts"):
+        create_rdzv_handler(RendezvousParameters("etcd", etcd.get_endpoint(), run_id, 1, 1))
+
+
+def test_an_unknown_key_is_warned_about(job, caplog):
+    job.node(1, 1, last_cal_timeout=1, timeout=1, etcd_prefix="/torchelastic/p2p")
+    warnings = [record.getMessage() for record in caplog.records if "configuration option" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "did you mean 'last_call_timeout'?" in warnings[0]
+
+
+# Keys and values: those of torch.
+
+
+def test_the_keys_of_a_round(job):
+    handlers = job.nodes(2, 2, 2)
+    one, two = (join(handler) for handler in handlers)
+    ranks = [one.result(BOUND).rank, two.result(BOUND).rank]
+    state = job.state()
+    assert sorted(state.pop("keep_alives")) == [f"{job.folder}/rdzv/v_1/rank_{rank}" for rank in sorted(ranks)]
+    assert state == {"status": "final", "version": "1", "participants": [0, 1], "num_workers_waiting": 0}
+    assert job.read("active_version").ttl is None
+    assert job.read("version_counter").value == "1"
+    assert 0 < job.read("v_1/rank_0").ttl <= 10
+    assert 7000 < job.client.read(job.folder).ttl <= 7200
+
+
+def test_the_state_runs_out_from_the_minimum_on(job):
+    handlers = job.nodes(2, 2, 3, last_call_timeout=int(2 * BOUND))
+    join(handlers[0])
+    job.joined(1)
+    assert job.read("active_version").ttl is None
+    future = join(handlers[1])
+    job.joined(2)
+    assert 0 < job.read("active_version").ttl <= 10
+    (last,) = job.nodes(1, 2, 3)
+    join(last).result(BOUND)
+    future.result(BOUND)
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "legacy", "/legacy/", "/a b/c"])
+def test_prefixes(job, prefix):
+    (handler,) = job.nodes(1, 1, 1, etcd_prefix=prefix)
+    (info,) = join_all([handler])
+    home = {"": "/torchelastic/p2p/", "/": "/", "legacy": "/legacy/", "/legacy/": "/legacy/", "/a b/c": "/a b/c/"}
+    assert info.store.prefix == f"{home[prefix]}run_{job.run_id}/rdzv/v_1/kv/"
+    (other,) = job.nodes(1, 1, 1, etcd_prefix=prefix, timeout=3)
+    # The keep-alive of the first is found: the second does not take it for dead.
+    with pytest.raises(RendezvousTimeoutError, match="round 1 is final"):
+        other.next_rendezvous()
+
+
+def test_run_ids_keep_apart(etcd, run_id):
+    jobs = [LegacyJob(etcd, f"{run_id} a/b{suffix}") for suffix in ("", "c", "?d")]
+    for each in jobs:
+        assert len(join_all(each.nodes(2, 2, 2))) == 2
+        each.stop()
+
+
+def test_extra_data(job):
+    one, two = (handler._rdzv_impl for handler in job.nodes(2, 2, 2))
+    loaded = []
+    thread = threading.Thread(target=lambda: loaded.append(two.load_extra_data("1", "key")))
+    thread.start()
+    one.store_extra_data("1", "other", 1)
+    one.store_extra_data("1", "key", {"a": [1]})
+    thread.join(BOUND)
+    assert loaded == [{"a": [1]}]
+    assert two.load_extra_data("1", "other", timeout=0) == 1
+    assert json.loads(job.read("v_1/extra_data").value) == {"other": 1, "key": {"a": [1]}}
+    start = time.monotonic()
+    with pytest.raises(RendezvousTimeoutError, match=r"no node of round 1 told 'never' within 0\.5 s"):
+        two.load_extra_data("1", "never", timeout=0.5)
+    assert time.monotonic() - start < 10
+
+
+def test_extra_data_of_many_writers_is_not_lost(job):
+    runs = [handler._rdzv_impl for handler in job.nodes(4, 4, 4)]
+    threads = [
+        threading.Thread(target=lambda run=run, n=n: [run.store_extra_data("1", f"{n}-{i}", i) for i in range(5)])
+        for n, run in enumerate(runs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(BOUND)
+    assert len(json.loads(job.read("v_1/extra_data").value)) == 20
+
+
+def test_the_classes_take_a_client_of_python_etcd(job):
+    rendezvous = EtcdRendezvous(
+        client=job.etcd.get_client(),
+        prefix="/torchelastic/p2p",
+        run_id=job.run_id,
+        num_min_workers=1,
+        num_max_workers=1,
+        timeout=BOUND,
+        last_call_timeout=1,
+    )
+    handler = EtcdRendezvousHandler(rdzv_impl=rendezvous, local_addr=None)
+    job.handlers.append(handler)
+    assert handler.get_run_id() == job.run_id
+    assert len(join_all([handler])) == 1
+    answer, state = rendezvous.get_rdzv_state()
+    assert json.loads(answer.value) == state
+    with pytest.raises(etcd_module().EtcdAlreadyExist):
+        rendezvous.try_create_rendezvous()
+    assert rendezvous.try_wait_for_state_change(answer.etcd_index + 1, timeout=0.1)[1] == state
+
+
+# Leases.
+
+
+def test_a_keep_alive_that_ran_out_is_written_anew(job, caplog):
+    (handler,) = job.nodes(1, 1, 1)
+    handler.next_rendezvous()
+    job.client.delete(f"{job.folder}/rdzv/v_1/rank_0")
+    eventually(lambda: job.read("v_1/rank_0"), "the keep-alive is there again")
+    assert "ran out and is written anew" in caplog.text
+    assert job.read("v_1/rank_0").ttl > 0
+
+
+def test_a_keep_alive_that_nobody_goes_by_is_not_written_anew(job, caplog):
+    (handler,) = job.nodes(1, 1, 1)
+    handler.next_rendezvous()
+    job.client.delete(f"{job.folder}/rdzv/active_version")
+    job.client.delete(f"{job.folder}/rdzv/v_1/rank_0")
+    eventually(lambda: "is gone: it was not renewed for 10 s, or deleted" in caplog.text, "the warning")
+    assert job.read("v_1/rank_0") is None
+
+
+def test_a_keep_alive_outlives_an_outage(job, monkeypatch, caplog):
+    monkeypatch.setattr(EtcdClient, "_members", lambda self: [])
+    with Proxy(job.etcd.get_port()) as proxy:
+        handler = job.node(1, 1, endpoint=proxy.endpoint)
+        handler.next_rendezvous()
+        proxy.cut()
+        eventually(lambda: job.read("v_1/rank_0") is None, "the keep-alive has run out")
+        assert [handler.is_closed(), handler.num_nodes_waiting()] == [False, 0]  # as last known
+        proxy.restore()
+        eventually(lambda: job.read("v_1/rank_0"), "the keep-alive is there again")
+    assert "cannot keep the etcd key" in caplog.text
+
+
+def renewals() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("rendezvous-lease-")}
+
+
+def test_a_handler_that_is_dropped_stops_its_threads(job):
+    (handler,) = job.nodes(1, 1, 1)
+    handler.next_rendezvous()
+    name = f"rendezvous-lease-{job.folder}/rdzv/v_1/rank_0"
+    assert name in renewals()
+    dropped = weakref.ref(handler._rdzv_impl)
+    job.handlers.clear()
+    del handler
+    gc.collect()
+    assert dropped() is None
+    eventually(lambda: name not in renewals(), "the thread has ended")
+
+
+def test_a_directory_is_renewed_or_it_is_said_that_etcd_cannot(job, caplog):
+    probe = f"/probe-{job.run_id}"
+    job.client.write(probe, None, ttl=100, dir=True)
+    try:
+        job.client.refresh(probe, ttl=200)
+        can = True
+    except etcd_module().EtcdException:
+        can = False
+    job.client.write(job.folder, None, ttl=100, dir=True)
+    job.nodes(1, 1, 1)
+    if can:
+        eventually(lambda: job.client.read(job.folder).ttl > 7000, "the directory is renewed")
+    else:
+        eventually(lambda: f"etcd cannot renew the directory '{job.folder}/'" in caplog.text, "the warning")
+
+
+# Outages.
+
+
+@pytest.fixture
+def proxy(etcd, monkeypatch):
+    # etcd advertises its own endpoint, past the proxy.
+    monkeypatch.setattr(EtcdClient, "_members", lambda self: [])
+    with Proxy(etcd.get_port()) as a_proxy:
+        yield a_proxy
+
+
+def test_etcd_goes_away_while_a_node_waits_and_comes_back(job, proxy):
+    one, two = job.node(2, 2, endpoint=proxy.endpoint), job.node(2, 2)
+    first = join(one)
+    job.joined(1)
+    proxy.cut()
+    second = join(two)
+    job.joined(2)
+    proxy.restore()
+    assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+
+
+def test_etcd_goes_away_and_does_not_come_back(job, proxy):
+    handler = job.node(2, 2, endpoint=proxy.endpoint, timeout=4)
+    future = join(handler)
+    job.joined(1)
+    proxy.cut()
+    with pytest.raises(RendezvousConnectionError, match=f"the rendezvous '{job.run_id}' cannot read"):
+        future.result(BOUND)
+    assert not handler.is_closed()  # as last known
+
+
+def test_the_next_endpoint_takes_over(job, proxy):
+    one = job.node(2, 2, endpoint=f"{proxy.endpoint},{job.etcd.get_endpoint()}")
+    first = join(one)
+    job.joined(1)
+    proxy.cut()
+    second = join(job.node(2, 2))
+    assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+
+
+class LosesAnswer:
+    """A client one of whose writes of a key is applied and seems to have failed: the one after ``spared`` others."""
+
+    def __init__(self, client: EtcdClient, key: str, spared: int = 0) -> None:
+        self._client, self._key, self._spared = client, key, spared
+        self.lost = False
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def _lose(self, key: str) -> None:
+        if key.endswith(self._key) and not self.lost:
+            self._spared -= 1
+            self.lost = self._spared < 0
+            if self.lost:
+                raise etcd_module().EtcdConnectionFailed("the answer is lost")
+
+    def write(self, key, value, ttl=None, **conditions):
+        answer = self._client.write(key, value, ttl, **conditions)
+        self._lose(key)
+        return answer
+
+    def delete(self, key, **conditions):
+        answer = self._client.delete(key, **conditions)
+        self._lose(key)
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("least", "spared"),
+    [
+        pytest.param(2, 0, id="setting up"),
+        pytest.param(2, 1, id="making joinable"),
+        pytest.param(2, 2, id="joining"),
+        pytest.param(2, 3, id="confirming"),
+        pytest.param(1, 3, id="freezing"),
+    ],
+)
+def test_a_lost_answer_never_makes_two_nodes_of_one(job, least, spared):
+    one, two = job.nodes(2, least, 2, last_call_timeout=2)
+    lossy = one._rdzv_impl.client = LosesAnswer(one._rdzv_impl.client, "/active_version", spared)
+    first = join(one)
+    eventually(lambda: lossy.lost or job.state().get("participants"), "the node has joined")
+    if least == 1:
+        assert first.result(BOUND).world_size == 1
+    else:
+        infos = [future.result(BOUND) for future in (join(two), first)]
+        assert sorted(info.rank for info in infos) == [0, 1]
+        assert {info.world_size for info in infos} == {2}
+    assert lossy.lost
+
+
+def test_a_lost_answer_to_announcing_and_to_ending(job):
+    one, two = job.nodes(2, 2, 2)
+    infos = join_all([one, two])
+    run = two._rdzv_impl
+    run.client = LosesAnswer(run.client, "/active_version", 0)
+    run.announce_self_waiting("1")
+    assert run.client.lost
+    assert job.state()["num_workers_waiting"] in (1, 2)
+    job.leave(two, infos[1].rank)
+    run.client = LosesAnswer(run.client, "/active_version", 1)
+    futures = [join(two), join(one)]
+    assert sorted(future.result(BOUND).rank for future in futures) == [0, 1]
+    assert run.client.lost
+    assert job.state()["version"] != "1"
+
+
+def test_lost_answers_to_what_shows_in_the_state(job):
+    handlers = job.nodes(2, 2, 2)
+    join_all(handlers)
+    run = handlers[0]._rdzv_impl
+    run.client = LosesAnswer(run.client, "extra_data")
+    run.store_extra_data("1", "key", "value")
+    assert run.load_extra_data("1", "key", timeout=1) == "value"
+    run.client = LosesAnswer(run.client, "/active_version")
+    run.set_closed()
+    assert job.state()["status"] == "closed"
+
+
+def test_a_library_installs_no_log_handler():
+    assert logging.getLogger("rendezvous.etcd_rendezvous").handlers == []
+    assert logging.getLogger("rendezvous").handlers == []
+    assert logging.getLogger("rendezvous.etcd_rendezvous").propagate
