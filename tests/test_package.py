@@ -97,12 +97,14 @@ try:
     import etcd
 except ModuleNotFoundError:
     pass
-import rendezvous.etcd_rendezvous_backend, rendezvous.etcd_store, rendezvous.etcd_server
+import rendezvous.etcd_rendezvous, rendezvous.etcd_rendezvous_backend, rendezvous.etcd_store, rendezvous.etcd_server
 from rendezvous import RendezvousParameters, get_rendezvous_handler
 for use in (
     lambda: rendezvous.etcd_store.EtcdStore(None, "/x"),
     lambda: rendezvous.etcd_rendezvous_backend.EtcdRendezvousBackend(None, "job"),
     lambda: get_rendezvous_handler(RendezvousParameters("etcd-v2", "localhost:1", "job", 1, 1)),
+    lambda: rendezvous.etcd_rendezvous.EtcdRendezvous(None, "/x", "job", 1, 1, 1, 1),
+    lambda: get_rendezvous_handler(RendezvousParameters("etcd", "localhost:1", "job", 1, 1)),
 ):
     try:
         use()
@@ -111,4 +113,4 @@ for use in (
 """
     result = python(code)
     assert result.stderr == ""
-    assert result.stdout.count("pip install python-etcd") == 3
+    assert result.stdout.count("pip install python-etcd") == 5

@@ -16,6 +16,7 @@ from rendezvous import (
     RendezvousConnectionError,
     RendezvousParameters,
     RendezvousStateError,
+    RendezvousStoreInfo,
     RendezvousTimeoutError,
     get_rendezvous_handler,
 )
@@ -452,6 +453,22 @@ def test_etcd_goes_away_while_a_node_waits_and_comes_back(job, proxy):
     job.joined(2)
     proxy.restore()
     assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+
+
+def test_etcd_goes_away_while_a_node_asks_where_to_meet_and_comes_back(job, proxy, caplog):
+    one, two = job.node(2, 2), job.node(2, 2, endpoint=proxy.endpoint)
+    rounds = []
+    barrier = threading.Thread(target=lambda: rounds.append(one._rdzv_impl.rendezvous_barrier()))
+    barrier.start()
+    job.joined(1)
+    second = join(two)
+    barrier.join(BOUND)
+    eventually(lambda: job.read("v_1/kv"), "the store is there")
+    proxy.cut()
+    eventually(lambda: "still asking where to meet in round 1" in caplog.text, "the warning")
+    proxy.restore()
+    first = RendezvousStoreInfo.build(0, one._rdzv_impl.setup_kv_store("1"), "node-0")
+    assert second.result(BOUND).bootstrap_store_info == first
 
 
 def test_etcd_goes_away_and_does_not_come_back(job, proxy):

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rendezvous.api import (
+    RendezvousConnectionError,
     RendezvousError,
     RendezvousHandler,
     RendezvousInfo,
@@ -72,6 +73,11 @@ class EtcdRendezvousHandler(RendezvousHandler):
             except LookupError:
                 if not self._rdzv_impl.is_whole(version):
                     return False
+            except RendezvousConnectionError as exc:
+                if left <= 0 or not exc.retryable:
+                    raise
+                logger.warning("still asking where to meet in round %s: %s", version, exc)
+                continue
             if left <= 0:
                 raise RendezvousTimeoutError(
                     f"The rendezvous '{self.get_run_id()}' timed out: rank 0 of round {version} is alive but has not "
