@@ -14,6 +14,13 @@ def test_positive_int():
     assert config.positive_int(params(join_timeout="5"), "join_timeout", 600) == 5
 
 
+def test_natural_int():
+    assert config.natural_int(params(), "last_call_timeout", 30) == 30
+    assert config.natural_int(params(last_call_timeout="0"), "last_call_timeout", 30) == 0
+    with pytest.raises(ValueError, match="'last_call_timeout' must be an integer from 0 to 1000000000, not -1"):
+        config.natural_int(params(last_call_timeout=-1), "last_call_timeout", 30)
+
+
 @pytest.mark.parametrize("value", ["0", "-1", str(10**10)])
 def test_an_int_out_of_range_names_key_value_and_range(value):
     with pytest.raises(ValueError, match=f"'join_timeout' must be an integer from 1 to 1000000000, not {value}"):

@@ -199,12 +199,6 @@ def test_a_round_of_which_a_node_is_dead_is_ended():
     assert brief(rules.end(final(3), "3", alive[1:2])) == (Action.DESTROY, "round 3 has lost rank_0, rank_2")
 
 
-def test_keys_of_torch_that_lack_a_slash():
-    state = final(1)
-    state["keep_alives"] = [key.lstrip("/") for key in state["keep_alives"]]
-    assert rules.end(state, "3", final(1)["keep_alives"]).action is Action.WAIT
-
-
 # Closing.
 
 

@@ -149,6 +149,19 @@ def test_user_and_password(guarded, run_id, tmp_path):
     assert store.get("key") == b"value"
 
 
+def test_user_and_password_of_the_legacy_rendezvous(guarded, run_id, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("pass word\n")
+    config = {"etcd_prefix": "/torch/legacy", "username": "trainer", "password_file": str(secret)}
+    params = RendezvousParameters("etcd", guarded.get_endpoint(), run_id, 1, 1, "node-0", **config)
+    handler = get_rendezvous_handler(params)
+    assert handler.next_rendezvous().world_size == 1
+    assert handler.shutdown()
+    secret.write_text("wrong\n")
+    with pytest.raises(RendezvousConnectionError, match="etcd refused the user; check the username, its password"):
+        get_rendezvous_handler(params)
+
+
 @pytest.mark.parametrize("password", ["wrong", None])
 def test_a_wrong_or_no_password_is_said_to_be_refused(guarded, run_id, monkeypatch, password, caplog):
     options = {}

@@ -261,8 +261,7 @@ def end(state: State | None, version: str, alive: Collection[str]) -> Decision:
     """
     if state is None or (state["status"], state.get("version")) != ("final", version):
         return Decision(Action.DONE, f"round {version} is over")
-    # A torch node whose prefix has no slash in front writes keys that have none either. etcd's always have.
-    dead = [key for key in state["keep_alives"] if "/" + key.strip("/") not in alive]
+    dead = [key for key in state["keep_alives"] if key not in alive]
     if dead:
         return Decision(Action.DESTROY, f"round {version} has lost {', '.join(key.split('/')[-1] for key in dead)}")
     return Decision(Action.WAIT, f"all nodes of round {version} are alive")
