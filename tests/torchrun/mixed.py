@@ -36,7 +36,9 @@ class Node:
 
     def __init__(self, kind: str, endpoint: str, run_id: str, least: int, most: int, **config: Any) -> None:
         self.kind = kind
-        self._log = Path(tempfile.mkstemp(prefix=f"node-{kind}-")[1])
+        file, log = tempfile.mkstemp(prefix=f"node-{kind}-")
+        os.close(file)
+        self._log = Path(log)
         self._pipe, theirs = _context.Pipe()
         self._process = _context.Process(
             target=_serve, args=(theirs, str(self._log), kind, endpoint, run_id, least, most, config), daemon=True
