@@ -20,6 +20,8 @@ from rendezvous.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, cr
 from tests.etcd.legacy_job import LegacyJob
 from tests.nodes import BOUND, eventually, join, join_all
 
+pytestmark = pytest.mark.both_twins
+
 
 @pytest.fixture
 def job(etcd, run_id):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -51,27 +49,6 @@ def join_in_order(nodes, state):
 
 
 # The legacy rendezvous.
-
-COMPARE = """
-import inspect
-from rendezvous import etcd_rendezvous as ours
-from torch.distributed.elastic.rendezvous import etcd_rendezvous as torchs
-assert sorted(ours.__all__) == sorted(torchs.__all__)
-for name in torchs.__all__:
-    for method, function in vars(getattr(torchs, name)).items() if inspect.isclass(getattr(torchs, name)) else ():
-        if inspect.isfunction(function) and method != "__del__":
-            mine = inspect.signature(getattr(getattr(ours, name), method)).parameters
-            print(name, method, [*mine], [p.default for p in mine.values()])
-            theirs = inspect.signature(function).parameters
-            assert [*mine] == [*theirs], (name, method)
-            assert [p.default for p in mine.values()] == [p.default for p in theirs.values()], (name, method)
-"""
-
-
-def test_names_and_parameters_are_torch_s():
-    result = subprocess.run([sys.executable, "-c", COMPARE], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) > 30
 
 
 @pytest.mark.parametrize("kinds", TWO_AND_TWO, ids="-".join)
