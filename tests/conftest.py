@@ -35,6 +35,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         report.longrepr = f"skipped, which --require-all forbids: {report.longrepr}"
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    # A module that skips itself while it is imported is skipped here, and never gets to the hook above.
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and collector.config.getoption("--require-all"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --require-all forbids: {report.longrepr}"
+
+
 @pytest.fixture(scope="session", params=["compiled", "pure"])
 def twin(request: pytest.FixtureRequest) -> str:
     """The suffix of the core's modules; tests with it run over both twins."""
@@ -48,6 +58,17 @@ def etcd() -> Iterator[EtcdServer]:
     """A real etcd that serves the v2 API, for the whole run."""
     try:
         server = EtcdServer()
+    except FileNotFoundError as exc:
+        pytest.skip(str(exc))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def etcd3() -> Iterator[EtcdServer]:
+    """A real etcd without the v2 API, for the whole run."""
+    try:
+        server = EtcdServer(enable_v2=False)
     except FileNotFoundError as exc:
         pytest.skip(str(exc))
     with server:
