@@ -236,7 +236,7 @@ def test_a_table_that_is_changed_while_it_is_listed_stays_sound(State):
         assert len(State.decode(state.encode())) == len(state)
 
 
-def test_a_table_has_a_greatest_size(CompiledState):
+def test_a_compiled_table_has_a_greatest_size(CompiledState):
     state = CompiledState()
     for i in range(131072):
         state.join(("host", i, 0), NOW)
