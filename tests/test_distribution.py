@@ -182,7 +182,7 @@ def test_cibuildwheel_builds_what_is_promised():
     pytest.importorskip("cibuildwheel")
     pythons = ["310", "311", "312", "313", "314", "314t"]
     built = set()
-    for platform, archs in (("built", "x86_64,aarch64"), ("macos", "x86_64,arm64")):
+    for platform, archs in (("linux", "x86_64,aarch64"), ("macos", "x86_64,arm64")):
         command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform]
         result = subprocess.run([*command, "--archs", archs, str(ROOT)], check=True, capture_output=True, text=True)
         built |= set(result.stdout.split())
