@@ -81,7 +81,8 @@ wheels: $(VENV)/.built-release
 	done
 	@echo '== the wheel for every Python, on the last of them'
 	build/wheels/venv/bin/python -m pip install -q --force-reinstall --no-deps dist/*-none-any.whl
-	build/wheels/venv/bin/pytest -q --require-all -k 'not compiled and not twins' --ignore=tests/test_distribution.py tests/test_*.py
+	build/wheels/venv/bin/pytest -q --require-all -k 'not compiled and not twins' \
+	  --ignore=tests/test_distribution.py tests/test_*.py
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python tools/check_dist.py dist
 
