@@ -5,9 +5,14 @@ import itertools
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from rendezvous.etcd_server import EtcdServer
+
+# How long one example takes says how busy the machine is.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 _numbers = itertools.count()
 
