@@ -875,6 +875,8 @@ def test_an_interrupt_cancels_what_it_waits_for():
         import asyncio, os, signal
         from rendezvous.v3 import background
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
         async def wait(told):
             try:
                 asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
