@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 # The release that the tests run against. Users choose their own: the project asks for torch>=2.4.
 TORCH  ?= torch==2.13.0
-# Interpreters for `make test-pythons`.
+# Interpreters for `make wheels`, and the tests that it runs on each: torch is not there, and what is built is there.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
@@ -13,15 +14,14 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-compiled test-pure test-pythons bench bench-full build clean
+.PHONY: help demo test lint test-compiled test-pure wheels bench bench-full clean
 
 help:
 	@echo 'make demo          form a world of 64 nodes on an etcd of its own'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
-	@echo 'make test-pythons  the wheel, built from the sdist, tested on each of PYTHONS (without torch)'
+	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
 	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour'
-	@echo 'make build         sdist and wheel, into dist'
 	@echo 'make clean         remove what the others made'
 
 $(VENV)/bin/python:
@@ -31,6 +31,10 @@ $(VENV)/bin/python:
 # Editable: changes of Python code need no new build, changes of Cython code make one.
 $(VENV)/.built: $(SOURCES) | $(VENV)/bin/python
 	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python -m pip install -q -e '.[server]'
+	touch $@
+
+$(VENV)/.built-release: $(VENV)/.built
+	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python -m pip install -q -e '.[release]'
 	touch $@
 
 $(VENV)/.built-dev: $(VENV)/.built
@@ -49,6 +53,8 @@ lint: $(VENV)/.built-dev
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest $(addprefix rendezvous._core.,_roster_c _state_c _swap_c)
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint src/_core
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 test-compiled: $(VENV)/.built-dev
 	$(BIN)/python -m pytest --require-all
@@ -57,15 +63,28 @@ test-compiled: $(VENV)/.built-dev
 test-pure: $(VENV)/.built-dev
 	RENDEZVOUS_NO_EXTENSIONS=1 $(BIN)/python -m pytest --require-all -m both_twins
 
-test-pythons: build
-	for python in $(PYTHONS); do \
-	  echo "== $$python" && rm -rf .venv-wheel && $$python -m venv .venv-wheel && \
-	  .venv-wheel/bin/python -m pip install -q build && \
-	  RENDEZVOUS_REQUIRE_EXTENSIONS=1 .venv-wheel/bin/python -m pip wheel -q --no-deps -w dist/wheels dist/*.tar.gz && \
-	  .venv-wheel/bin/python -m pip install -q "etcd-rendezvous[test]" --find-links dist/wheels --no-cache-dir && \
-	  .venv-wheel/bin/python -m pytest -q --ignore=tests/torchrun || exit 1; \
+# Without pip's cache, which may keep a wheel of another sdist of this name.
+PIP_WHEEL := -m pip wheel -q --no-deps --no-cache-dir
+
+# What can be had without containers; .github/workflows/wheels.yml makes all that docs/releasing.md lists.
+wheels: $(VENV)/.built-release
+	rm -rf dist build/wheels
+	$(BIN)/python -m build -q --sdist
+	RENDEZVOUS_NO_EXTENSIONS=1 $(BIN)/python $(PIP_WHEEL) -w dist dist/*.tar.gz
+	set -e; for python in $(PYTHONS); do \
+	  echo "== $$python"; rm -rf build/wheels; $$python -m venv build/wheels/venv; \
+	  RENDEZVOUS_REQUIRE_EXTENSIONS=1 CFLAGS=-g0 build/wheels/venv/bin/python $(PIP_WHEEL) -w build/wheels dist/*.tar.gz; \
+	  PATH="$(abspath $(BIN)):$$PATH" auditwheel repair -w build/wheels/repaired build/wheels/*.whl; \
+	  build/wheels/venv/bin/python -m pip install -q "$$(echo build/wheels/repaired/*.whl)[test]"; \
+	  build/wheels/venv/bin/pytest -q --require-all $(WHEEL_TESTS); \
+	  mv build/wheels/repaired/*.whl dist; \
 	done
-	rm -rf .venv-wheel
+	@echo '== the wheel for every Python, on the last of them'
+	build/wheels/venv/bin/python -m pip install -q --force-reinstall --no-deps dist/*-none-any.whl
+	build/wheels/venv/bin/pytest -q --require-all -k 'not compiled and not twins' \
+	  --ignore=tests/test_distribution.py tests/test_*.py
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/check_dist.py dist
 
 bench: $(VENV)/.built-dev
 	$(BIN)/python -m rendezvous.benchmarks.run
@@ -73,10 +92,6 @@ bench: $(VENV)/.built-dev
 bench-full: $(VENV)/.built-dev
 	$(BIN)/python -m rendezvous.benchmarks.run --full
 
-build: $(VENV)/.built-dev
-	rm -rf dist
-	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python -m build -q
-
 clean:
-	rm -rf $(VENV) .venv-wheel build dist src/*.egg-info src/_core/*.c src/rendezvous/_core/*.so
+	rm -rf $(VENV) build dist src/*.egg-info src/_core/*.c src/rendezvous/_core/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -5,9 +5,14 @@ import itertools
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from rendezvous.etcd_server import EtcdServer
+
+# How long one example takes says how busy the machine is.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 _numbers = itertools.count()
 
@@ -35,6 +40,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         report.longrepr = f"skipped, which --require-all forbids: {report.longrepr}"
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    # A module that skips itself while it is imported is skipped here, and never gets to the hook above.
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and collector.config.getoption("--require-all"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --require-all forbids: {report.longrepr}"
+
+
 @pytest.fixture(scope="session", params=["compiled", "pure"])
 def twin(request: pytest.FixtureRequest) -> str:
     """The suffix of the core's modules; tests with it run over both twins."""
@@ -48,6 +63,17 @@ def etcd() -> Iterator[EtcdServer]:
     """A real etcd that serves the v2 API, for the whole run."""
     try:
         server = EtcdServer()
+    except FileNotFoundError as exc:
+        pytest.skip(str(exc))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def etcd3() -> Iterator[EtcdServer]:
+    """A real etcd without the v2 API, for the whole run."""
+    try:
+        server = EtcdServer(enable_v2=False)
     except FileNotFoundError as exc:
         pytest.skip(str(exc))
     with server:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("build")
+pytest.importorskip("installer")
 
 
 def build(source: Path, out: Path, *arguments: str, **environment: str) -> Path:
@@ -39,34 +45,151 @@ def unpacked(sdist, tmp_path_factory) -> Path:
     return next(folder.iterdir())
 
 
-def test_the_sdist_holds_the_sources_and_nothing_that_was_built(unpacked):
-    names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
-    assert {"src/_core/state.pyx", "src/_core/swap.pyx", "src/rendezvous/py.typed", "LICENSE", "README.md"} <= names
-    assert {"tests/conftest.py", "tests/torchrun/train.py", "Makefile", "CHANGELOG.md"} <= names
-    assert not [name for name in names if name.endswith((".so", ".c", ".pyc"))]
+@pytest.fixture(scope="module")
+def dist(sdist, unpacked, tmp_path_factory) -> Path:
+    """A folder as of a release, with one wheel for this platform: its name is what auditwheel would give it."""
+    folder = tmp_path_factory.mktemp("dist")
+    shutil.copy(sdist, folder)
+    shutil.copy(build(unpacked, tmp_path_factory.mktemp("pure"), "--wheel", RENDEZVOUS_NO_EXTENSIONS="1"), folder)
+    wheel = build(unpacked, tmp_path_factory.mktemp("wheel"), "--wheel", RENDEZVOUS_REQUIRE_EXTENSIONS="1")
+    name = wheel.name.replace("-linux_", "-manylinux_2_17_")
+    with rewritten(wheel, folder / name) as contents:
+        (record,) = (name for name in contents if name.endswith("/WHEEL"))
+        contents[record] = contents[record].replace(b"-linux_", b"-manylinux_2_17_")
+    return folder
 
 
-def contents(wheel: Path) -> set[str]:
+@contextmanager
+def rewritten(wheel: Path, to: Path | None = None) -> Iterator[dict[str, bytes]]:
+    """A wheel's files by name, to change; it is written again, with a RECORD that is right."""
     with zipfile.ZipFile(wheel) as archive:
-        return {name for name in archive.namelist() if ".dist-info/" not in name}
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    yield contents
+    (record,) = (name for name in contents if name.endswith("/RECORD"))
+    rows = [
+        f"{name},sha256={urlsafe_b64encode(sha256(content).digest()).rstrip(b'=').decode()},{len(content)}\n"
+        for name, content in contents.items()
+        if name != record
+    ]
+    contents[record] = "".join([*rows, f"{record},,\n"]).encode()
+    with zipfile.ZipFile(to or wheel, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
 
 
-def test_the_wheel_from_the_sdist_holds_the_extensions_and_no_core_of_its_own(unpacked, tmp_path):
-    wheel = build(unpacked, tmp_path, "--wheel", RENDEZVOUS_REQUIRE_EXTENSIONS="1")
-    names = contents(wheel)
-    assert {name.split("/")[0] for name in names} == {"rendezvous"}
-    compiled = sorted(name.split("/")[-1].split(".")[0] for name in names if name.endswith((".so", ".pyd")))
-    assert compiled == ["_roster_c", "_state_c", "_swap_c"]
-    assert {"rendezvous/py.typed", "rendezvous/_core/_state_c.pyi", "rendezvous/_core/_swap_c.pyi"} <= names
-    assert {
-        f"rendezvous/{path.relative_to(ROOT / 'src/rendezvous')}" for path in ROOT.glob("src/rendezvous/**/*.py")
-    } <= names
+def check(folder: Path, *arguments: str) -> tuple[int, str]:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tools/check_dist.py"), str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stderr == ""
+    return result.returncode, result.stdout
 
 
-def test_the_pure_wheel_is_for_every_python(unpacked, tmp_path):
-    wheel = build(unpacked, tmp_path, "--wheel", RENDEZVOUS_NO_EXTENSIONS="1")
-    assert wheel.name.endswith("-py3-none-any.whl")
-    assert not [name for name in contents(wheel) if name.endswith(".so")]
+def test_the_sdist_holds_what_git_does_and_each_wheel_what_it_must(dist):
+    assert check(dist) == (0, f"{dist}: the sdist and the wheels hold what they must\n")
+    assert check(dist, "--wheels", "3") == (1, f"{dist} holds 2 wheels, not 3\n")
+
+
+def test_the_pure_wheel_is_for_every_python(dist):
+    assert [path.name for path in dist.glob("*-py3-none-any.whl")] == ["etcd_rendezvous-0.1.0-py3-none-any.whl"]
+
+
+@pytest.fixture
+def altered(dist, tmp_path) -> Path:
+    return Path(shutil.copytree(dist, tmp_path / "dist"))
+
+
+def drop(ending: str):
+    def change(contents: dict[str, bytes]) -> None:
+        (name,) = (name for name in contents if name.endswith(ending))
+        del contents[name]
+
+    return change
+
+
+def rename(old: str, new: str):
+    def change(contents: dict[str, bytes]) -> None:
+        (name,) = (name for name in contents if old in name)
+        contents[name.replace(old, new)] = contents.pop(name)
+
+    return change
+
+
+EXTENSION = f"_swap_c.cpython-{sys.version_info[0]}{sys.version_info[1]}-"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "fault"),
+    [
+        ("built", lambda files: files.update({"_core/state.pyx": b""}), "holds _core/state.pyx, which is not of the"),
+        ("built", lambda files: files.update({"rendezvous/_core/swap.c": b""}), "holds rendezvous/_core/swap.c, which"),
+        ("built", drop("_core/_state_c.pyi"), "lacks rendezvous/_core/_state_c.pyi"),
+        ("built", drop("py.typed"), "lacks rendezvous/py.typed"),
+        ("built", rename("/_roster_c.cpython", "/_other_c.cpython"), "lacks the extension rendezvous/_core/_roster_c"),
+        ("built", rename(EXTENSION, "_swap_c.cpython-39-"), "which is for another Python"),
+        ("built", lambda files: files.update({"rendezvous/api.py": b""}), "holds another rendezvous/api.py than the"),
+        ("pure", lambda files: files.update({"rendezvous/_core/_swap_c.abi3.so": b""}), "holds rendezvous/_core/_swap"),
+        ("pure", drop("_core/_swap_py.py"), "lacks rendezvous/_core/_swap_py.py"),
+    ],
+)
+def test_a_wheel_that_holds_something_else_is_named_with_what_it_is(altered, kind, change, fault):
+    (wheel,) = (path for path in altered.glob("*.whl") if path.name.endswith("-none-any.whl") == (kind == "pure"))
+    with rewritten(wheel) as contents:
+        change(contents)
+    code, output = check(altered)
+    assert code == 1
+    assert [line for line in output.splitlines() if line.startswith(f"{wheel.name}: ") and fault in line]
+
+
+def test_a_wheel_that_was_not_repaired_or_changed_after_its_record_was_written_is_named(altered):
+    (wheel,) = (path for path in altered.glob("*.whl") if not path.name.endswith("-none-any.whl"))
+    raw = wheel.rename(altered / f"{wheel.name.rpartition('-')[0]}-linux_x86_64.whl")
+    assert f"{raw.name}: was not repaired" in check(altered)[1]
+    with zipfile.ZipFile(raw, "a") as archive:
+        archive.writestr("rendezvous/late.py", b"")
+    assert f"{raw.name}: its RECORD is wrong" in check(altered)[1]
+
+
+def test_a_folder_without_the_sdist_or_the_pure_wheel_or_with_something_else_is_told_so(altered):
+    (altered / "notes").touch()
+    next(altered.glob("*-any.whl")).unlink()
+    assert check(altered)[1].splitlines() == [
+        f"{altered} holds neither sdists nor wheels: notes",
+        f"{altered} holds no wheel for every Python (py3-none-any)",
+    ]
+    next(altered.glob("*.tar.gz")).unlink()
+    assert f"{altered} holds 0 sdists, not one" in check(altered)[1]
+
+
+def test_an_sdist_that_is_not_the_tree_is_told_so(altered, unpacked):
+    (sdist,) = altered.glob("*.tar.gz")
+    with tarfile.open(sdist, "w:gz") as archive:
+        for path in unpacked.rglob("*"):
+            name = str(path.relative_to(unpacked.parent))
+            if path.is_file() and not name.endswith(("/state.pyx", "/rules.py")):
+                archive.add(path, name)
+        archive.add(unpacked / "README.md", f"{unpacked.name}/src/_core/state.c")
+    output = check(altered)[1]
+    assert f"{sdist.name}: lacks src/_core/state.pyx" in output
+    assert f"{sdist.name}: holds src/_core/state.c, which git does not know" in output
+
+
+def test_cibuildwheel_builds_what_is_promised():
+    pytest.importorskip("cibuildwheel")
+    pythons = ["310", "311", "312", "313", "314", "314t"]
+    built = set()
+    for platform, archs in (("linux", "x86_64,aarch64"), ("macos", "x86_64,arm64")):
+        command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform]
+        result = subprocess.run([*command, "--archs", archs, str(ROOT)], check=True, capture_output=True, text=True)
+        built |= set(result.stdout.split())
+    platforms = [f"{libc}linux_{arch}" for libc in ("many", "musl") for arch in ("x86_64", "aarch64")]
+    assert built == {f"cp{p}-{on}" for p in pythons for on in (*platforms, "macosx_x86_64", "macosx_arm64")}
+    # Beside them the wheel for every Python.
+    assert f"check_dist.py dist --wheels {len(built) + 1}\n" in (ROOT / ".github/workflows/wheels.yml").read_text()
 
 
 def test_a_build_that_must_have_the_extensions_fails_without_a_compiler(unpacked, tmp_path):

@@ -38,7 +38,7 @@ def sealed(body: bytes) -> bytes:
 
 
 @given(ids=IDS, shards=SHARDS)
-def test_a_roster_comes_back_from_its_shards(ids, shards):
+def test_a_roster_comes_back_from_its_shards_with_both_twins(ids, shards):
     for module in both():
         encoded = module.Roster(ids).encode(shards)
         assert module.Roster.decode(encoded).nodes() == ids
@@ -73,7 +73,7 @@ def test_the_twins_refuse_damaged_shards_alike_and_with_an_error_of_the_project(
 
 
 @given(data=st.binary(max_size=60))
-def test_random_bytes_are_refused_alike(data):
+def test_random_bytes_are_refused_alike_by_the_twins(data):
     compiled, pure = (outcome(lambda m=module: m.Roster.find(data, 7)) for module in both())
     assert compiled == pure
     assert pure[0] is RendezvousStateError

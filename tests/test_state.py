@@ -236,7 +236,7 @@ def test_a_table_that_is_changed_while_it_is_listed_stays_sound(State):
         assert len(State.decode(state.encode())) == len(state)
 
 
-def test_a_table_has_a_greatest_size(CompiledState):
+def test_a_compiled_table_has_a_greatest_size(CompiledState):
     state = CompiledState()
     for i in range(131072):
         state.join(("host", i, 0), NOW)
@@ -434,7 +434,7 @@ def run(state: Any, script: list[tuple]) -> list:
     return answers
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(operations, max_size=40), st.integers(0, 2**53 - 1), st.booleans(), st.none() | times)
 def test_twins_agree_on_every_script(CompiledState, script, started, closed, deadline):
     compiled, pure = CompiledState(), PureState()
@@ -456,14 +456,14 @@ def outcome(decode: Any, data: bytes) -> Any:
         return str(exc)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=60), st.booleans())
 def test_twins_agree_on_random_bytes(CompiledState, tail, sealed):
     data = seal(b"RZ\x01" + (tail[:1] or b"\0") + b"...." + tail[1:]) if sealed else tail
     assert outcome(CompiledState.decode, data) == outcome(PureState.decode, data)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(operations, max_size=25), st.data())
 def test_twins_agree_on_mutated_states(CompiledState, script, data):
     state = PureState()
@@ -484,7 +484,7 @@ def test_twins_agree_on_mutated_states(CompiledState, script, data):
     assert outcome(CompiledState.decode, blob) == outcome(PureState.decode, blob)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(addresses, unique=True, max_size=20))
 def test_the_compiled_order_is_that_of_natural_key(CompiledState, names):
     from rendezvous.utils import natural_key

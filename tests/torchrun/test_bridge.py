@@ -16,6 +16,7 @@ from rendezvous import RendezvousParameters, api
 from rendezvous.etcd_rendezvous_backend import create_backend
 from rendezvous.etcd_server import EtcdServer
 from rendezvous.store import PrefixStore
+from rendezvous.v3.backend import create_backend as create_backend_of_v3
 from tests.nodes import BOUND, eventually
 
 torch = pytest.importorskip("torch")
@@ -263,3 +264,19 @@ def test_torch_s_own_handler_over_our_backend(etcd, run_id):
     eventually(handlers[1].is_closed, "the other hears of it")
     for handler in handlers:
         handler._stop_heartbeats()
+
+
+def test_torch_s_own_handler_over_our_backend_of_v3(etcd3, run_id):
+    handlers = []
+    for _ in range(2):
+        backend, store = create_backend_of_v3(RendezvousParameters("etcd-v3", etcd3.get_endpoint(), run_id, 2, 2))
+        handlers.append(
+            torch_dynamic.DynamicRendezvousHandler.from_backend(run_id, TorchStore(store), backend, 2, 2, "127.0.0.1")
+        )
+    try:
+        infos = run_all(handlers)
+        infos[0].store.set("key", "value")
+        assert infos[1].store.get("key") == b"value"
+    finally:
+        assert all([handler.shutdown() for handler in handlers])
+    assert handlers[1].is_closed()

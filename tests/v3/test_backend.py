@@ -314,23 +314,3 @@ def test_two_nodes_meet_and_meet_again_with_a_third(make_handler):
 
 def test_many_nodes_meet(make_handler):
     join_all([make_handler(f"node-{i}", 12, 12) for i in range(12)])
-
-
-def test_beneath_torch_s_own_handler(etcd3, run_id):
-    pytest.importorskip("torch")
-    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler as TorchsHandler
-
-    from rendezvous.torchrun import TorchStore
-
-    handlers = []
-    for _ in range(2):
-        backend, store = create_backend(params(etcd3, run_id))
-        handlers.append(TorchsHandler.from_backend(run_id, TorchStore(store), backend, 2, 2, "127.0.0.1"))
-    try:
-        infos = [future.result(BOUND) for future in [join(handler) for handler in handlers]]
-        assert sorted(info.rank for info in infos) == [0, 1]
-        infos[0].store.set("key", "value")
-        assert infos[1].store.get("key") == b"value"
-    finally:
-        assert all([handler.shutdown() for handler in handlers])
-    assert handlers[1].is_closed()

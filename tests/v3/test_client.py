@@ -739,7 +739,9 @@ def python(script, *arguments, timeout=BOUND):
     """Run a script in a process of its own; it may say nothing but what it prints, and must end well."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, "-W", "default", "-c", textwrap.dedent(script), *map(str, arguments)]
+    # From Python 3.12 on, a fork beside threads is warned about: to fork there is what some scripts are for.
+    warn = ["-W", "default", "-W", "ignore:This process (pid="]
+    command = [sys.executable, *warn, "-c", textwrap.dedent(script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -872,6 +874,8 @@ def test_an_interrupt_cancels_what_it_waits_for():
     script = """
         import asyncio, os, signal
         from rendezvous.v3 import background
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
         async def wait(told):
             try:
