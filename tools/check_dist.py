@@ -8,10 +8,11 @@ its name says; the wheel for every Python holds none. Prints each fault on a lin
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from installer.exceptions import InstallerError
@@ -19,7 +20,8 @@ from installer.sources import WheelFile
 from installer.utils import parse_metadata_file, parse_wheel_filename
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = "src/rendezvous/"
+PACKAGES = {"src/rendezvous/": "rendezvous/", "benchmarks/": "rendezvous/benchmarks/"}
+"""The folders whose files are installed, and where to: of the benchmarks the modules, and not their results."""
 SOURCES = "src/_core/"
 GENERATED = ("PKG-INFO", "setup.cfg", "src/etcd_rendezvous.egg-info/")
 PURE = "py3-none-any"
@@ -54,6 +56,15 @@ def sdist_faults(files: dict[str, bytes]) -> Iterator[str]:
     )
 
 
+def installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield, for each file of the sdist that is installed, its name in a wheel and its name in the sdist."""
+    for name in names:
+        for folder, package in PACKAGES.items():
+            inside = name.removeprefix(folder)
+            if inside != name and (folder.startswith("src/") or re.fullmatch(r"\w+\.py", inside)):
+                yield package + inside, name
+
+
 def wheel_faults(path: Path, files: dict[str, bytes]) -> Iterator[str]:
     """Compare a wheel with the sdist, and with what its own name says."""
     tag = parse_wheel_filename(path.name).tag
@@ -85,7 +96,7 @@ def wheel_faults(path: Path, files: dict[str, bytes]) -> Iterator[str]:
     yield from (f"holds {name}" for name, stem in zip(extensions, built, strict=True) if stem not in wanted)
     yield from (f"holds {name}, which is for another Python" for name in extensions if f"-{abi[2:]}-" not in name)
 
-    package = {"rendezvous/" + name.removeprefix(PACKAGE): name for name in files if name.startswith(PACKAGE)}
+    package = dict(installed(files))
     others = contents.keys() - set(extensions)
     yield from (f"lacks {name}" for name in sorted(package.keys() - others))
     yield from (f"holds {name}, which is not of the package" for name in sorted(others - package.keys()))
