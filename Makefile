@@ -8,6 +8,9 @@ TORCH  ?= torch==2.13.0
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
+# Most tests wait most of the time.
+SIDE_BY_SIDE ?= -n 3 --dist loadgroup
+
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 
@@ -57,11 +60,11 @@ lint: $(VENV)/.built-dev
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 test-compiled: $(VENV)/.built-dev
-	$(BIN)/python -m pytest --require-all
+	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE)
 
 # What the core makes no difference to is tested once, above; its own tests go through both twins there.
 test-pure: $(VENV)/.built-dev
-	RENDEZVOUS_NO_EXTENSIONS=1 $(BIN)/python -m pytest --require-all -m both_twins
+	RENDEZVOUS_NO_EXTENSIONS=1 $(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) -m both_twins
 
 # Without pip's cache, which may keep a wheel of another sdist of this name.
 PIP_WHEEL := -m pip wheel -q --no-deps --no-cache-dir
@@ -76,7 +79,7 @@ wheels: $(VENV)/.built-release
 	  RENDEZVOUS_REQUIRE_EXTENSIONS=1 CFLAGS=-g0 build/wheels/venv/bin/python $(PIP_WHEEL) -w build/wheels dist/*.tar.gz; \
 	  PATH="$(abspath $(BIN)):$$PATH" auditwheel repair -w build/wheels/repaired build/wheels/*.whl; \
 	  build/wheels/venv/bin/python -m pip install -q "$$(echo build/wheels/repaired/*.whl)[test]"; \
-	  build/wheels/venv/bin/pytest -q --require-all $(WHEEL_TESTS); \
+	  build/wheels/venv/bin/pytest -q --require-all $(SIDE_BY_SIDE) $(WHEEL_TESTS); \
 	  mv build/wheels/repaired/*.whl dist; \
 	done
 	@echo '== the wheel for every Python, on the last of them'
