@@ -21,7 +21,7 @@ from typing import Any
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters
-from rendezvous.benchmarks.contenders import CONTENDERS, Contender, Kind
+from rendezvous.benchmarks.contenders import CONTENDERS, Kind
 
 NAME = "formation"
 """The benchmark that runs on a cluster."""
@@ -208,8 +208,3 @@ def run(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     return int(any("failed" in row for row in result["rows"]))
-
-
-def contender_of(plan: Plan) -> Contender:
-    """Return who is measured."""
-    return CONTESTANTS[plan.contender]

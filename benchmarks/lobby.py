@@ -81,14 +81,14 @@ class Lobby:
             self._give_up(joining)
         except RendezvousClosedError as exc:
             raise RendezvousError(
-                f"the hosts did not come together: {exc} Where that was an earlier benchmark of the same run id, choose "
-                f"another, or try again in two hours."
+                f"the hosts did not come together: {exc} Where an earlier benchmark of the same run id closed it, "
+                f"choose another, or try again in two hours"
             ) from exc
         except RendezvousGracefulExitError as exc:
             raise RendezvousError(self._surplus()) from exc
         if info.world_size != self.hosts:
             raise RendezvousError(
-                f"this host was told of {self.hosts} hosts, others of {info.world_size}: start all with the same numbers"
+                f"this host was told of {self.hosts} hosts, others of {info.world_size}: start all of them alike"
             )
         self.number, self._store = info.rank, info.store
 
