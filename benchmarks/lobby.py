@@ -191,6 +191,10 @@ class Lobby:
 
     def leave(self, run_ids: Iterable[str] = ()) -> None:
         """Leave; the first waits until all have, and deletes what is left of the lobby and of ``run_ids``."""
+        try:
+            self._handler.close("the benchmark is over")
+        except RendezvousError as exc:
+            logger.info("the others will miss this host: %s", exc)
         self._handler.shutdown()
         if self.number > 0:
             return

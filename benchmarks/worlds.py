@@ -211,7 +211,7 @@ def failures(names: list[str], reports: list[dict[str, Any] | None]) -> dict[str
     """Return why hosts failed, by name."""
     silent = {"failed": "nothing was heard of it in time"}
     said = {name: (report or silent).get("failed") for name, report in zip(names, reports, strict=True)}
-    return {name: reason for name, reason in said.items() if reason is not None}
+    return {name: " ".join(reason.split()) for name, reason in said.items() if reason is not None}
 
 
 def outcome(names: list[str], reports: list[dict[str, Any] | None], nodes: int) -> dict[str, Any]:
