@@ -2,6 +2,7 @@
 
 What the hosts tell each other in the lobby, ``<n>`` for the number of the world:
 
+    name/<host>       each: its address
     plan              the first: what it was started with, and a part of the worlds' run ids that no other run has
     ready/<n>/<host>  each: its nodes are made, or why not
     go/<n>            the first: why not all are ready; nothing where they are, and all may go
@@ -65,14 +66,17 @@ def run(plan: Plan) -> dict[str, Any] | None:
     lobby.enter()
     run_ids: list[str] = []
     rows: list[dict[str, Any]] = []
+    names: list[str] = []
     try:
+        lobby.say_own("name", plan.address)
         if lobby.leads:
+            names = [f"{name or 'unknown'} (host {number})" for number, name in enumerate(lobby.collect("name"))]
             lobby.say("plan", {**plan.common, "token": uuid.uuid4().hex[:8]})
         told = lobby.hear("plan")
         token = told.pop("token")
         for number in range(plan.rounds):
             run_ids.append(f"{plan.run_id}-{token}-{number}")
-            rows.append(_form(plan, lobby, number, run_ids[-1], told))
+            rows.append({"world": number, **_form(plan, lobby, number, run_ids[-1], told, names)})
             if "failed" in rows[-1]:
                 break
         version = _etcd_version(plan) if lobby.leads else None
@@ -95,11 +99,12 @@ def run(plan: Plan) -> dict[str, Any] | None:
 # One world.
 
 
-def _form(plan: Plan, lobby: Lobby, number: int, run_id: str, told: dict[str, Any]) -> dict[str, Any]:
-    """Form one world; return its row, which all hosts get."""
+def _form(plan: Plan, lobby: Lobby, number: int, run_id: str, told: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Form one world; return its outcome, which all hosts get. The first has the ``names`` of all."""
     nodes: list[Any] = []
+    before = None
     try:
-        ready = {"host": plan.address}
+        ready = {}
         try:
             if told != plan.common:
                 raise ValueError(f"started with {_words(plan.common)}; the first host with {_words(told)}")
@@ -107,17 +112,15 @@ def _form(plan: Plan, lobby: Lobby, number: int, run_id: str, told: dict[str, An
         except Exception as exc:
             ready["failed"] = explain(exc)
         lobby.say_own(f"ready/{number}", ready)
-        names, before = list[str](), None
         if lobby.leads:
             reports = lobby.collect(f"ready/{number}")
-            names = [f"{report['host'] if report else 'unknown'} (host {i})" for i, report in enumerate(reports)]
             before = _load(plan)
             lobby.say(f"go/{number}", failures(names, reports))
         if obstacles := lobby.hear(f"go/{number}"):
-            return {"world": number, "failed": obstacles}
+            return {"failed": obstacles}
         lobby.say_own(f"done/{number}", _join(plan, lobby, nodes))
         if lobby.leads:
-            row = {"world": number, **outcome(names, lobby.collect(f"done/{number}"), plan.nodes)}
+            row = outcome(names, lobby.collect(f"done/{number}"), plan.nodes)
             after = _load(plan)
             if before is not None and after is not None:
                 row["per_node"] = metrics.difference(after, before, plan.nodes)
