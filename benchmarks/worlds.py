@@ -213,7 +213,9 @@ def _leave(nodes: list[Any]) -> None:
 def failures(names: list[str], reports: list[dict[str, Any] | None]) -> dict[str, str]:
     """Return why hosts failed, by name."""
     silent = {"failed": "nothing was heard of it in time"}
-    said = {name: (report or silent).get("failed") for name, report in zip(names, reports, strict=True)}
+    said = {
+        name: (silent if report is None else report).get("failed") for name, report in zip(names, reports, strict=True)
+    }
     return {name: " ".join(reason.split()) for name, reason in said.items() if reason is not None}
 
 
