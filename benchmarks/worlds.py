@@ -60,8 +60,9 @@ def run(plan: Plan) -> dict[str, Any] | None:
     Raises:
         RendezvousError: the hosts did not come together; or, on all but the first, a world did not form.
     """
-    if (obstacle := CONTESTANTS[plan.contender].obstacle) is not None:
-        raise RendezvousError(f"{plan.contender} cannot be measured: {obstacle}")
+    contender = CONTESTANTS[plan.contender]
+    if contender.torchs and contender.obstacle is not None:
+        raise RendezvousError(f"{plan.contender} cannot be measured: {contender.obstacle}")
     lobby = Lobby(plan.parameters(f"{plan.run_id}-lobby", *_LOBBY_KEYS), plan.timeout)
     lobby.enter()
     run_ids: list[str] = []
@@ -297,7 +298,8 @@ def table(result: dict[str, Any]) -> Table:
         "What a node of it costs etcd is by the metrics of the endpoints named, and holds what the hosts tell each "
         "other, one write and a request or two a host, and whatever else uses this etcd."
     )
-    remarks.append(f"{summary(result['circumstances'])} etcd {result['etcd']} at {result['endpoint']}.")
+    made = result["circumstances"]
+    remarks.append(f"{summary(made)} The core: {made['core']}. etcd {result['etcd']} at {result['endpoint']}.")
     return Table(
         f"{result['contender']}: seconds from a host's go until its last node had its place.",
         [
