@@ -31,7 +31,7 @@ from rendezvous.v3.connect import connect, run_keys
 from rendezvous.v3.handler import create_handler
 from rendezvous.v3.records import Keys, NodeRecord, RoundRecord
 
-__all__ = ["Lobby", "in_thread"]
+__all__ = ["GRACE", "Lobby", "in_thread"]
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pyetcd.etcdrpc import rpc_pb2
@@ -35,7 +36,7 @@ from rendezvous.benchmarks.contenders import Job, Kind, make_handler
 from rendezvous.benchmarks.crew import Failed, explain
 from rendezvous.benchmarks.formation import check
 from rendezvous.benchmarks.hosts import CONTESTANTS, Plan
-from rendezvous.benchmarks.lobby import Lobby, in_thread
+from rendezvous.benchmarks.lobby import GRACE, Lobby, in_thread
 from rendezvous.benchmarks.nodes import PORT
 from rendezvous.benchmarks.tables import MISSING, Table
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
@@ -105,18 +106,11 @@ def _form(plan: Plan, lobby: Lobby, number: int, run_id: str, told: dict[str, An
     nodes: list[Any] = []
     before = None
     try:
-        ready = {}
-        try:
-            if told != plan.common:
-                raise ValueError(f"started with {_words(plan.common)}; the first host with {_words(told)}")
-            _make(plan, run_id, nodes)
-        except Exception as exc:
-            ready["failed"] = explain(exc)
-        lobby.say_own(f"ready/{number}", ready)
+        lobby.say_own(f"ready/{number}", _prepare(plan, run_id, told, nodes))
         if lobby.leads:
-            reports = lobby.collect(f"ready/{number}")
+            obstacles = failures(names, lobby.collect(f"ready/{number}"))
             before = _load(plan)
-            lobby.say(f"go/{number}", failures(names, reports))
+            lobby.say(f"go/{number}", obstacles)
         if obstacles := lobby.hear(f"go/{number}"):
             return {"failed": obstacles}
         lobby.say_own(f"done/{number}", _join(plan, lobby, nodes))
@@ -133,6 +127,17 @@ def _form(plan: Plan, lobby: Lobby, number: int, run_id: str, told: dict[str, An
         return heard
     finally:
         _leave(nodes)
+
+
+def _prepare(plan: Plan, run_id: str, told: dict[str, Any], nodes: list[Any]) -> dict[str, str]:
+    """Make the ``nodes`` of this host; return what it tells of them."""
+    if told != plan.common:
+        return {"failed": f"started with {_words(plan.common)}; the first host with {_words(told)}"}
+    try:
+        _make(plan, run_id, nodes)
+    except Exception as exc:
+        return {"failed": explain(exc)}
+    return {}
 
 
 def _words(common: dict[str, Any]) -> str:
@@ -174,14 +179,11 @@ def _join(plan: Plan, lobby: Lobby, nodes: list[Any]) -> dict[str, Any]:
 def _in_threads(nodes: list[Any], timeout: float) -> list[Outcome]:
     """Have each node join in a thread of its own; ``timeout`` is the handlers' own."""
 
-    def join(node: Any) -> Callable[[], Outcome]:
-        def work() -> Outcome:
-            info = node.next_rendezvous()
-            return time.monotonic(), info.rank, info.world_size
+    def join(node: Any) -> Outcome:
+        info = node.next_rendezvous()
+        return time.monotonic(), info.rank, info.world_size
 
-        return work
-
-    futures = [in_thread(join(node)) for node in nodes]
+    futures = [in_thread(partial(join, node)) for node in nodes]
     wait(futures)
     return [future.exception() or future.result() for future in futures]
 
@@ -200,12 +202,14 @@ def _in_coroutines(nodes: list[Any], timeout: float) -> list[Outcome]:
 
 
 def _leave(nodes: list[Any]) -> None:
-    def shutdown(node: Any) -> None:
-        with suppress(Exception):  # the world is over; what cannot leave ends with its lease
-            node.shutdown()
+    """Have all nodes leave, some at once. What cannot, where etcd is away, ends with its lease."""
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(shutdown, nodes))
+    def shut_down(some: list[Any]) -> None:
+        for node in some:
+            with suppress(Exception):
+                node.shutdown()
+
+    wait([in_thread(partial(shut_down, nodes[start::_AT_ONCE])) for start in range(_AT_ONCE)], GRACE)
 
 
 # What comes of it.
@@ -272,7 +276,10 @@ def _etcd_version(plan: Plan) -> str:
         deadline = asyncio.get_running_loop().time() + _PATIENCE
         return str((await client.request(Call.STATUS, rpc_pb2.StatusRequest(), deadline)).version)
 
-    return background.run(ask())
+    try:
+        return background.run(ask())
+    except RendezvousError:
+        return "of unknown version"
 
 
 def _reasons(failed: dict[str, str]) -> str:
