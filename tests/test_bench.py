@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,12 @@ from rendezvous import cli
 from rendezvous.benchmarks import hosts as bench
 from rendezvous.benchmarks import run as benchmarks
 from rendezvous.benchmarks import worlds
-from rendezvous.etcd_server import EtcdServer
 from rendezvous.v3.client import prefix_end
 from tests import hosts
 from tests.nodes import eventually
 from tests.v3.clusters import BOUND, Certificates, Cluster
 
-TEMPLATES = Path(__file__).parents[1] / "benchmarks" / "cluster"
-
-
-@pytest.fixture(scope="module")
-def etcd3() -> Iterator[EtcdServer]:
-    with EtcdServer(enable_v2=False) as server:
-        yield server
+SCRIPT = Path(__file__).parents[1] / "benchmarks/cluster/formation.slurm"
 
 
 # The command.
@@ -213,8 +204,9 @@ def test_a_run_id_may_come_again_once_its_benchmark_is_over(etcd3, run_id, tmp_p
         check_first(ended, tmp_path, worlds=1, nodes=2)
 
 
-def test_hosts_of_the_v2_api(etcd, run_id, tmp_path):
-    numbers = ("--nodes", "4", "--per-host", "2", "--rounds", "1", "--contender", "etcd-v2")
+@pytest.mark.parametrize("contender", ["etcd-v2", "etcd"])
+def test_hosts_of_the_v2_api(etcd, run_id, tmp_path, contender):
+    numbers = ("--nodes", "4", "--per-host", "2", "--rounds", "1", "--contender", contender)
     ended = hosts.run(commands(etcd.get_endpoint(), run_id, 2, *numbers, "--output", str(tmp_path)))
     check_first(ended, tmp_path, worlds=1, nodes=4)
 
@@ -300,12 +292,8 @@ def test_hosts_with_tls_and_a_password_in_a_file(run_id, tmp_path):
     assert password not in json.dumps(result) + ended[0].out
 
 
-# The templates.
-
-
 def test_the_slurm_script_starts_a_host_a_task(etcd3, run_id, tmp_path):
-    script = TEMPLATES / "formation.slurm"
-    subprocess.run(["bash", "-n", script], check=True)
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
     # What srun does, as far as the script needs it: each task in the job's environment, and the exit code of the worst.
     srun = tmp_path / "srun"
     srun.write_text(
@@ -329,27 +317,4 @@ exit $code
         "PER_HOST": "2",
         "OUTPUT": str(tmp_path / "results"),
     }
-    check_first(hosts.run([["bash", str(script)]], **environment), tmp_path / "results", 3, 4, count=2)
-
-
-def test_the_kubernetes_manifest_is_an_indexed_job_whose_command_is_understood():
-    yaml = pytest.importorskip("yaml")
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    manifest = yaml.safe_load((TEMPLATES / "formation.k8s.yaml").read_text())
-    kubernetes_validate.validate(manifest, "1.31", strict=True)
-    job = manifest["spec"]
-    assert (manifest["kind"], job["completionMode"]) == ("Job", "Indexed")
-    (container,) = job["template"]["spec"]["containers"]
-    values = {variable["name"]: variable.get("value", "uid") for variable in container["env"]}
-    command = [
-        re.sub(r"\$\((\w+)\)", lambda name: values[name[1]], word) for word in container["command"] + container["args"]
-    ]
-    assert command[0] == "rendezvous"
-    plan = bench.plan_of(cli._parser().parse_args(command[1:]), {})
-    assert plan.hosts == job["completions"] == job["parallelism"]
-    assert plan.run_id == "uid"
-    (volume,) = job["template"]["spec"]["volumes"]
-    (mount,) = container["volumeMounts"]
-    assert mount["name"] == volume["name"]
-    assert volume["secret"]
-    assert plan.conf["password_file"] == f"{mount['mountPath']}/password"
+    check_first(hosts.run([["bash", str(SCRIPT)]], **environment), tmp_path / "results", 3, 4, count=2)
