@@ -75,10 +75,12 @@ class Lobby:
             RendezvousError: they did not all come in time, or more came.
         """
         joining = in_thread(self._handler.next_rendezvous)
-        try:
-            info = joining.result(self._timeout)
-        except futures.TimeoutError:
+        if not futures.wait([joining], self._timeout).done:
             self._give_up(joining)
+        try:
+            info = joining.result(GRACE)
+        except futures.TimeoutError:
+            raise RendezvousTimeoutError("the hosts did not come together, and this one cannot leave") from None
         except RendezvousClosedError as exc:
             raise RendezvousError(
                 f"the hosts did not come together: {exc} Where an earlier benchmark of the same run id closed it, "
@@ -99,15 +101,15 @@ class Lobby:
         )
 
     def _give_up(self, joining: futures.Future[Any]) -> None:
-        """Close the lobby, so that all hosts end with the same reason. Raises RendezvousError."""
+        """Close the lobby, so that all hosts end with the same reason: that of the first whose time is up."""
         names, complete = self._look()
+        if joining.done():
+            return
         if complete:
             raise RendezvousTimeoutError(self._surplus())
-        reason = f"{len(names)} of {self.hosts} hosts came within {self._timeout:g} s: {', '.join(names)}"
-        self._handler.close(reason)
+        self._handler.close(f"{len(names)} of {self.hosts} hosts came within {self._timeout:g} s: {', '.join(names)}")
         futures.wait([joining], GRACE)
         self.leave()
-        raise RendezvousTimeoutError(f"the hosts did not come together: {reason}")
 
     def _look(self) -> tuple[list[str], bool]:
         """Return the names of the hosts that are here, and whether they are complete."""
