@@ -17,11 +17,12 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-compiled test-pure wheels bench bench-full clean
+.PHONY: help demo test lint test-compiled test-pure test-netns wheels bench bench-full clean
 
 help:
 	@echo 'make demo          form a world of 64 nodes on an etcd of its own'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
+	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
 	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour'
@@ -65,6 +66,9 @@ test-compiled: $(VENV)/.built-dev
 # What the core makes no difference to is tested once, above; its own tests go through both twins there.
 test-pure: $(VENV)/.built-dev
 	RENDEZVOUS_NO_EXTENSIONS=1 $(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) -m both_twins
+
+test-netns: $(VENV)/.built-dev
+	$(BIN)/python -m pytest --require-all -rP tests/netns.py
 
 # Without pip's cache, which may keep a wheel of another sdist of this name.
 PIP_WHEEL := -m pip wheel -q --no-deps --no-cache-dir

@@ -100,16 +100,20 @@ def meeting_point(contender: Contender, etcd: str) -> str:
     return f"localhost:{get_free_port('localhost')}" if contender.backend == "c10d" else etcd
 
 
-def make_handler(job: Job, index: int, least: int | None = None, **options: Any) -> Any:
-    """Make the handler of node ``index``; worlds of from ``least`` nodes count, of all unless given."""
+def make_handler(job: Job, index: int, least: int | None = None, name: str | None = None, **options: Any) -> Any:
+    """Make the handler of node ``index``; worlds of from ``least`` nodes count, of all unless given.
+
+    Its address is ``name``, or one that no host has. ``options`` are its configuration.
+    """
     contender = CONTENDERS[job.contender]
     # torch would start a TCPStore on each rank 0; 'node-00000' is no host of this machine, and it is not the subject.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     timeout = {"timeout" if contender.backend == "etcd" else "join_timeout": int(job.timeout)}
-    arguments = (contender.backend, job.endpoint, job.run_id, least or job.nodes, job.nodes, f"node-{index:05d}")
+    name = name or f"node-{index:05d}"
+    arguments = (contender.backend, job.endpoint, job.run_id, least or job.nodes, job.nodes, name)
     if contender.torchs:
         from torch.distributed.elastic.rendezvous import RendezvousParameters
         from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
     else:
         from rendezvous import RendezvousParameters, get_rendezvous_handler
-    return get_rendezvous_handler(RendezvousParameters(*arguments, **timeout, **options))
+    return get_rendezvous_handler(RendezvousParameters(*arguments, **{**timeout, **options}))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+import ssl
 import urllib.request
 
 NAMES = ("requests", "watches", "keep_alives", "bytes", "raft", "cpu")
 
 
-def load(endpoint: str) -> dict[str, float]:
-    """Return etcd's counters by name, all from its start.
+def load(endpoint: str, tls: ssl.SSLContext | None = None, patience: float = 30.0) -> dict[str, float]:
+    """Return the counters of the etcd at ``endpoint`` by name, all from its start.
 
     requests: single requests, of the v3 API and of the v2 API (where watches and polls count too)
     watches, keep_alives: messages on the v3 API's streams
     bytes: sent to clients of the v3 API; etcd does not count those of the v2 API
     raft: writes, which all members of a cluster agree on
     cpu: seconds
+
+    Raises OSError where etcd does not answer within ``patience`` seconds.
     """
-    with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=30) as answer:
+    # Not by way of a proxy, whatever the environment says: no more than the nodes.
+    handlers = [urllib.request.ProxyHandler({}), *([] if tls is None else [urllib.request.HTTPSHandler(context=tls)])]
+    url = f"{'http' if tls is None else 'https'}://{endpoint}/metrics"
+    with urllib.request.build_opener(*handlers).open(url, timeout=patience) as answer:
         text = answer.read().decode()
 
     def total(pattern: str) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rendezvous.benchmarks import hosts
 from rendezvous.benchmarks.circumstances import circumstances
 
 BENCHMARKS = ("state", "formation", "steady", "recovery", "store")
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readme", action="store_true", help="measure nothing: make the README's tables and plots anew"
     )
+    hosts.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -51,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
         raise ValueError(f"no such benchmark: {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
+    if hosts.wanted(options):
+        return hosts.run(options)
     if not options.readme:
         for name in options.names or BENCHMARKS:
             measure(name, options.full, options.output)

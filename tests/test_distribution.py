@@ -1,8 +1,9 @@
-"""What the sdist and the wheels hold."""
+"""What the sdist and the wheels hold, and the templates beside them."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+
+from rendezvous import cli
+from rendezvous.benchmarks.hosts import plan_of
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("build")
@@ -208,3 +212,26 @@ def test_a_build_without_a_compiler_gives_a_wheel_that_works_in_pure_python(unpa
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert result.stdout.split()[:2] == ["False", "1"]
     assert str(wheel) in result.stdout
+
+
+def test_the_kubernetes_manifest_is_an_indexed_job_whose_command_is_understood():
+    yaml = pytest.importorskip("yaml")
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    manifest = yaml.safe_load((ROOT / "benchmarks/cluster/formation.k8s.yaml").read_text())
+    kubernetes_validate.validate(manifest, "1.31", strict=True)
+    job = manifest["spec"]
+    assert (manifest["kind"], job["completionMode"]) == ("Job", "Indexed")
+    (container,) = job["template"]["spec"]["containers"]
+    values = {variable["name"]: variable.get("value", "uid") for variable in container["env"]}
+    command = [
+        re.sub(r"\$\((\w+)\)", lambda name: values[name[1]], word) for word in container["command"] + container["args"]
+    ]
+    assert command[0] == "rendezvous"
+    plan = plan_of(cli._parser().parse_args(command[1:]), {})
+    assert plan.hosts == job["completions"] == job["parallelism"]
+    assert plan.run_id == "uid"
+    (volume,) = job["template"]["spec"]["volumes"]
+    (mount,) = container["volumeMounts"]
+    assert mount["name"] == volume["name"]
+    assert volume["secret"]
+    assert plan.conf["password_file"] == f"{mount['mountPath']}/password"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from rendezvous import demo
 from rendezvous._core import COMPILED
 from rendezvous.api import RendezvousError
+from rendezvous.benchmarks import run as benchmarks
 from rendezvous.etcd_server import EtcdServer
 
 __all__ = ["main"]
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (RendezvousError, FileNotFoundError, RuntimeError, TimeoutError, ValueError) as exc:
+    except (RendezvousError, OSError, RuntimeError, ValueError) as exc:
         print(f"rendezvous: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -41,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--endpoint", metavar="HOST:PORT", help="the etcd to use; one of its own unless given")
     command.add_argument("--json", action="store_true", help="print what happened as JSON, and nothing else")
     command.set_defaults(run=_demo)
+    command = commands.add_parser(
+        "bench",
+        help="measure on this machine, or on a cluster",
+        description="Measure on this machine; or, with --endpoint, on the hosts and the etcd of a cluster.",
+    )
+    benchmarks.add_arguments(command)
     return parser
 
 

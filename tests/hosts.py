@@ -1,0 +1,87 @@
+"""Processes that stand for the hosts of a cluster, each with ``rendezvous bench formation``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rendezvous.api import RendezvousParameters
+from rendezvous.v3 import background
+from rendezvous.v3.client import prefix_end
+from rendezvous.v3.connect import connect
+
+BOUND = 120.0
+"""Seconds within which the hosts of a test come to an end."""
+
+COMMAND = (sys.executable, "-W", "error", "-m", "rendezvous", "bench", "formation")
+
+# Without what a launcher of these tests may have set, and with room for a table.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PMIX_"))},
+    "COLUMNS": "250",
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a host ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The rows of the table that it printed."""
+        lines = [line.strip("│").split("│") for line in self.out.splitlines() if line.startswith("│")]
+        return [[cell.strip() for cell in line] for line in lines]
+
+
+@contextmanager
+def running(commands: Sequence[Sequence[str]], **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Run a process for each command; those that still run are killed at the end."""
+    hosts = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT | environment,
+        )
+        for command in commands
+    ]
+    try:
+        yield hosts
+    finally:
+        for host in hosts:
+            host.kill()
+            host.communicate()
+
+
+def end(host: subprocess.Popen[str]) -> Ended:
+    """Wait until a host ends by itself."""
+    out, err = host.communicate(timeout=BOUND)
+    return Ended(host.returncode, out, err)
+
+
+def run(commands: Sequence[Sequence[str]], **environment: str) -> list[Ended]:
+    """Run a host for each command; return how each ended."""
+    with running(commands, **environment) as hosts:
+        return [end(host) for host in hosts]
+
+
+def keys(endpoint: str, beginning: str) -> list[str]:
+    """Return the keys of the etcd at ``endpoint`` that begin so."""
+    client = connect(RendezvousParameters("etcd-v3", endpoint, "unused", 1, 1))
+    start = beginning.encode()
+
+    async def read() -> list[str]:
+        found, _ = await client.range(start, prefix_end(start), float("inf"))
+        return [kv.key.decode() for kv in found]
+
+    return background.run(read())

@@ -1,0 +1,319 @@
+"""The benchmarks as a command; and on the hosts of a cluster, for which processes stand here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyetcd.etcdrpc import auth_pb2, rpc_pb2, rpc_pb2_grpc
+
+from rendezvous import cli
+from rendezvous.benchmarks import hosts as bench
+from rendezvous.benchmarks import run as benchmarks
+from rendezvous.benchmarks import worlds
+from rendezvous.v3.client import prefix_end
+from tests import hosts
+from tests.nodes import eventually
+from tests.v3.clusters import BOUND, Certificates, Cluster
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks/cluster/formation.slurm"
+
+
+# The command.
+
+
+def test_help_tells_of_both_ways(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "--help"])
+    assert end.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "which: state, formation" in out
+    assert "start the same command once on each host" in out
+    assert "srun (SLURM_JOB_ID and SLURM_STEP_ID)" in out
+
+
+WELL = ["formation", "--endpoint", "h", "--nodes", "4", "--run-id", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nonsense"], "no such benchmark: nonsense; there are: state, formation,"),
+        (["state", "nonsense"], "no such benchmark: nonsense;"),
+        (["--nodes", "4"], "--nodes without --endpoint"),
+        (["formation", "--per-host", "4", "--run-id", "x"], "--per-host, --run-id without --endpoint"),
+        (["state", "--endpoint", "h"], "with --endpoint there is one benchmark, 'formation'"),
+        (["--endpoint", "h", "--nodes", "4"], "with --endpoint there is one benchmark, 'formation'"),
+        (["formation", "--full", "--endpoint", "h", "--nodes", "4"], "neither --full nor --readme"),
+        (["formation", "--endpoint", "h", "--run-id", "x"], "--nodes is missing"),
+        (["formation", "--endpoint", "h", "--nodes", "4"], "--run-id is missing"),
+        (["formation", "--endpoint", "h", "--nodes", "10", "--per-host", "4", "--run-id", "x"], "ask for 8 or 12"),
+        (["formation", "--endpoint", "h", "--nodes", "3", "--per-host", "4", "--run-id", "x"], "ask for 4"),
+        (
+            ["formation", "--endpoint", "h", "--nodes", "4", "--run-id", "x", "--contender", "floor"],
+            "no such contender",
+        ),
+        (["formation", "--endpoint", "h", "--nodes", "4", "--run-id", "x", "--rdzv-conf", "prefix"], "'prefix' is not"),
+        (
+            ["formation", "--endpoint", "h", "--nodes", "4", "--run-id", "x", "--rdzv-conf", "join_timeout=soon"],
+            "'join_timeout'",
+        ),
+        (["formation", "--endpoint", "http://h", "--nodes", "4", "--run-id", "x"], "starts with a scheme"),
+        (
+            [
+                "formation",
+                "--endpoint",
+                "localhost:1",
+                "--nodes",
+                "4",
+                "--run-id",
+                "x",
+                "--rdzv-conf",
+                "read_timeout=1",
+            ],
+            "no etcd answers at localhost:1",
+        ),
+    ],
+)
+def test_wrong_calls_are_told_so(monkeypatch, capsys, arguments, reason):
+    for name in ("PMIX_NAMESPACE", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert cli.main(["bench", *arguments]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_a_password_is_not_taken_from_the_command_line_nor_repeated(capsys):
+    arguments = ["--endpoint", "h", "--nodes", "4", "--run-id", "x", "--rdzv-conf", "username=u,password=secret"]
+    assert cli.main(["bench", "formation", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert "password_file" in err
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many"])
+def test_numbers_count_from_one(capsys, number):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "formation", "--endpoint", "h", "--nodes", number])
+    assert end.value.code == 2
+    assert f"must be an integer from 1, not '{number}'" in capsys.readouterr().err
+
+
+def test_without_an_endpoint_the_named_benchmarks_run_here(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(benchmarks, "measure", lambda *arguments: ran.append(arguments))
+    assert cli.main(["bench", "state", "formation", "--output", str(tmp_path)]) == 0
+    assert ran == [("state", False, tmp_path), ("formation", False, tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "run_id"),
+    [
+        ({"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3"}, "12.3"),
+        ({"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "PMIX_NAMESPACE": "prterun-7@1"}, "prterun-7@1"),
+        ({"SLURM_JOB_ID": "12", "RUN": "5"}, None),
+    ],
+)
+def test_the_launcher_gives_the_run_id_where_it_tells_one_start_from_the_next(environment, run_id):
+    parser = cli._parser()
+    options = parser.parse_args(["bench", "formation", "--endpoint", "h", "--nodes", "4"])
+    if run_id is None:
+        with pytest.raises(ValueError, match="--run-id is missing"):
+            bench.plan_of(options, environment)
+    else:
+        assert bench.plan_of(options, environment).run_id == run_id
+    options.run_id = "mine"
+    assert bench.plan_of(options, environment).run_id == "mine"
+
+
+# What the first host makes of what it hears.
+
+
+def told(*places: tuple[int, int], seconds: float = 1.0) -> dict[str, object]:
+    return {"seconds": seconds, "first": seconds / 2, "places": [list(place) for place in places]}
+
+
+def test_the_outcome_is_that_of_the_slowest_host():
+    row = worlds.outcome(["a", "b", "c"], [told((2, 3)), told((0, 3), seconds=4.0), told((1, 3), seconds=2.0)], 3)
+    assert row == {
+        "seconds": 4.0,
+        "median": 2.0,
+        "fastest": 1.0,
+        "first_node": 0.5,
+        "by_host": {"a": 1.0, "b": 4.0, "c": 2.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("reports", "failed"),
+    [
+        ([told((0, 2)), told((0, 2))], {"all hosts": "the ranks are not 0..n-1"}),
+        ([told((0, 2)), told((1, 3))], {"all hosts": "the nodes do not agree on the size of the world"}),
+        ([told((0, 2)), None], {"b": "nothing was heard of it in time"}),
+        ([{"failed": "1 of 1:\n why"}, told((1, 2))], {"a": "1 of 1: why"}),
+    ],
+)
+def test_a_world_that_is_none_has_failed(reports, failed):
+    assert worlds.outcome(["a", "b"], reports, 2) == {"failed": failed}
+
+
+# Hosts.
+
+
+def commands(endpoint: str, run_id: str, count: int, *arguments: str) -> list[list[str]]:
+    common = ("--endpoint", endpoint, "--run-id", run_id, *arguments)
+    return [[*hosts.COMMAND, *common, "--local-addr", f"node-{number}"] for number in range(count)]
+
+
+def check_first(ended: list[hosts.Ended], folder: Path, worlds: int, nodes: int, count: int = 0) -> dict[str, Any]:
+    """Check that all hosts ended well, and that the first of them, and no other, tells of all worlds.
+
+    ``count`` is how many hosts there are, where they ran as one process.
+    """
+    count = count or len(ended)
+    assert [(each.code, each.err) for each in ended] == [(0, "")] * len(ended)
+    assert [each.out for each in ended[1:]] == [""] * (len(ended) - 1)
+    assert [row[:3] for row in ended[0].rows] == [[str(i), str(count), str(nodes)] for i in range(worlds)]
+    result: dict[str, Any] = json.loads((folder / "formation-cluster.json").read_text())
+    names = {f"node-{i} (host {i})" for i in range(count)}
+    for row in result["rows"]:
+        assert 0 < row["first_node"] <= row["fastest"] <= row["median"] <= row["seconds"] < hosts.BOUND
+        assert set(row["by_host"]) == names
+    return result
+
+
+@pytest.mark.parametrize("contender", ["etcd-v3", "etcd-v3, coroutines"])
+def test_hosts_form_worlds_together_and_leave_nothing(etcd3, run_id, tmp_path, contender):
+    numbers = ("--nodes", "12", "--per-host", "4", "--rounds", "2", "--contender", contender)
+    ended = hosts.run(commands(etcd3.get_endpoint(), run_id, 3, *numbers, "--output", str(tmp_path)))
+    result = check_first(ended, tmp_path, worlds=2, nodes=12)
+    assert result["contender"] == contender
+    assert result["circumstances"]["versions"]["etcd-rendezvous"]
+    for row in result["rows"]:
+        assert row["per_node"]["raft"] >= 2  # a lease and a key
+    assert f"etcd {result['etcd']} at {etcd3.get_endpoint()}" in " ".join(ended[0].out.split())
+    assert hosts.keys(etcd3.get_endpoint(), f"/rendezvous/{run_id}-") == []
+
+
+def test_a_run_id_may_come_again_once_its_benchmark_is_over(etcd3, run_id, tmp_path):
+    for _ in range(2):
+        numbers = ("--nodes", "2", "--rounds", "1", "--output", str(tmp_path))
+        ended = hosts.run(commands(etcd3.get_endpoint(), run_id, 2, *numbers))
+        check_first(ended, tmp_path, worlds=1, nodes=2)
+
+
+def test_hosts_of_the_v2_api(etcd, run_id, tmp_path):
+    numbers = ("--nodes", "4", "--per-host", "2", "--rounds", "1", "--contender", "etcd-v2")
+    ended = hosts.run(commands(etcd.get_endpoint(), run_id, 2, *numbers, "--output", str(tmp_path)))
+    check_first(ended, tmp_path, worlds=1, nodes=4)
+
+
+def test_a_host_that_never_comes_is_missed_by_all_alike(etcd3, run_id):
+    both = commands(etcd3.get_endpoint(), run_id, 2, "--nodes", "6", "--per-host", "2")
+    lobby = f"/rendezvous/{run_id}-lobby/nodes/"
+    with hosts.running(both[:1]) as patient:
+        eventually(lambda: hosts.keys(etcd3.get_endpoint(), lobby), "the first is in the lobby")
+        ended = hosts.run([[*both[1], "--rdzv-conf", "join_timeout=8"]])
+        ended.append(hosts.end(patient[0]))
+    for each in ended:
+        assert (each.code, each.out) == (1, "")
+        assert "2 of 3 hosts came within 8 s: node-0, node-1" in each.err
+        assert "Traceback" not in each.err
+    eventually(lambda: not hosts.keys(etcd3.get_endpoint(), f"/rendezvous/{run_id}-"), "the lobby is tidied up")
+
+
+def test_a_host_too_many_is_told_so_and_harms_nobody(etcd3, run_id, tmp_path):
+    numbers = ("--nodes", "2", "--rounds", "100000", "--output", str(tmp_path))
+    *both, third = commands(etcd3.get_endpoint(), run_id, 3, *numbers)
+
+    def worlds_formed() -> int:
+        return len(hosts.keys(etcd3.get_endpoint(), f"/rendezvous/{run_id}-lobby/store/0000000000/over/"))
+
+    with hosts.running(both) as here:
+        eventually(worlds_formed, "the two are at work")
+        (surplus,) = hosts.run([[*third, "--rdzv-conf", "join_timeout=3"]])
+        assert (surplus.code, surplus.out) == (1, "")
+        assert f"2 hosts are at work under the run id '{run_id}-lobby' without this one" in surplus.err
+        so_far = worlds_formed()
+        eventually(lambda: worlds_formed() > so_far + 1, "the two go on")
+        assert [host.poll() for host in here] == [None, None]
+
+
+def test_hosts_that_were_started_differently_say_which(etcd3, run_id, tmp_path):
+    first, second = commands(etcd3.get_endpoint(), run_id, 2, "--output", str(tmp_path))
+    ended = hosts.run([[*first, "--nodes", "4", "--per-host", "2"], [*second, "--nodes", "2", "--per-host", "1"]])
+    assert [each.code for each in ended] == [1, 1]
+    reason = "node-1 (host 1): started with nodes 2, per host 1, rounds 3, contender etcd-v3; the first host"
+    assert reason in " ".join(ended[0].out.split())
+    assert reason in ended[1].err
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_dies_is_missed_soon(etcd3, run_id, tmp_path, victim):
+    conf = "join_timeout=600,keep_alive_interval=1,keep_alive_max_attempt=2"
+    numbers = ("--nodes", "8", "--per-host", "4", "--rounds", "100000", "--rdzv-conf", conf)
+    both = commands(etcd3.get_endpoint(), run_id, 2, *numbers, "--output", str(tmp_path))
+    store = f"/rendezvous/{run_id}-lobby/store/0000000000/over"
+    with hosts.running(both) as here:
+        eventually(lambda: hosts.keys(etcd3.get_endpoint(), store), "the first world is over")
+        here[victim].kill()
+        left = hosts.end(here[1 - victim])
+    assert left.code == 1
+    assert "Traceback" not in left.err
+    if victim == 1:
+        assert "node-1 (host 1): nothing was heard of it in time" in " ".join(left.out.split())
+        assert left.rows[-1][3] == "failed"
+    else:
+        assert "a host was lost" in left.err
+
+
+def test_hosts_with_tls_and_a_password_in_a_file(run_id, tmp_path):
+    tls, prefix, password = Certificates(tmp_path), "/bench", "correct-horse"
+    (tmp_path / "password").write_text(f"{password}\n")
+    with Cluster(1, tls=tls) as cluster:
+        auth = rpc_pb2_grpc.AuthStub(cluster.channel())
+        permission = auth_pb2.Permission(
+            permType=auth_pb2.Permission.READWRITE, key=prefix.encode(), range_end=prefix_end(prefix.encode())
+        )
+        for user in ("root", "bench"):
+            auth.UserAdd(rpc_pb2.AuthUserAddRequest(name=user, password=password), timeout=BOUND)
+            auth.RoleAdd(rpc_pb2.AuthRoleAddRequest(name=user), timeout=BOUND)
+            auth.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user), timeout=BOUND)
+        auth.RoleGrantPermission(rpc_pb2.AuthRoleGrantPermissionRequest(name="bench", perm=permission), timeout=BOUND)
+        auth.AuthEnable(rpc_pb2.AuthEnableRequest(), timeout=BOUND)
+        conf = f"protocol=https,ca_cert={tls.ca},username=bench,password_file={tmp_path / 'password'},prefix={prefix}"
+        numbers = ("--nodes", "4", "--per-host", "2", "--rounds", "1", "--output", str(tmp_path))
+        ended = hosts.run(commands(cluster.endpoint, run_id, 2, *numbers, "--rdzv-conf", conf))
+    result = check_first(ended, tmp_path, worlds=1, nodes=4)
+    assert result["rows"][0]["per_node"]["requests"] > 0  # the metrics come by TLS too
+    assert password not in json.dumps(result) + ended[0].out
+
+
+def test_the_slurm_script_starts_a_host_a_task(etcd3, run_id, tmp_path):
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    # What srun does, as far as the script needs it: each task in the job's environment, and the exit code of the worst.
+    srun = tmp_path / "srun"
+    srun.write_text(
+        """#!/bin/bash
+[ "$1 $2" = "--ntasks-per-node=1 --kill-on-bad-exit=0" ] && [ "$3" = rendezvous ] || exit 64
+shift 3; code=0
+for task in $(seq 0 $((SLURM_JOB_NUM_NODES - 1))); do
+    SLURM_STEP_ID=0 "$PYTHON" -m rendezvous "$@" --local-addr "node-$task" & tasks="$tasks $!"
+done
+for task in $tasks; do wait "$task" || code=$?; done
+exit $code
+"""
+    )
+    srun.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{hosts.ENVIRONMENT['PATH']}",
+        "PYTHON": hosts.COMMAND[0],
+        "SLURM_JOB_ID": run_id,
+        "SLURM_JOB_NUM_NODES": "2",
+        "ETCD": etcd3.get_endpoint(),
+        "PER_HOST": "2",
+        "OUTPUT": str(tmp_path / "results"),
+    }
+    check_first(hosts.run([["bash", str(SCRIPT)]], **environment), tmp_path / "results", 3, 4, count=2)
