@@ -34,7 +34,13 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Runs what only sleeps and waits for futures; threads and sockets have no place in it."""
+    """Runs what only sleeps and waits for futures; threads and sockets have no place in it.
+
+    Attributes:
+        thread_time: seconds that what is to run in a thread takes.
+    """
+
+    thread_time = 0.05
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -47,5 +53,5 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: Any, function: Any, *arguments: Any) -> asyncio.Future[Any]:
         future = self.create_future()
-        self.call_later(0.05, lambda: future.done() or future.set_result(function(*arguments)))
+        self.call_later(self.thread_time, lambda: future.done() or future.set_result(function(*arguments)))
         return future
