@@ -142,6 +142,7 @@ class ModelClient(EtcdClient):
         self.station = station
         self.dead = False
         self._loop = asyncio.get_running_loop()
+        self.later: Callable[..., object] = getattr(self._loop, "later", self._loop.call_later)
         self._turnstile = _Turnstile(_MAX_IN_FLIGHT)
 
     @property
@@ -207,14 +208,14 @@ class ModelClient(EtcdClient):
 
         def answer() -> None:
             then, keys = apply()
-            back = partial(self._loop.call_later, half, self._hear, kind, client + keys * prices.client_key, then)
+            back = partial(self.later, half, self._hear, kind, client + keys * prices.client_key, then)
             if keys:
                 station.submit(kind, keys * prices.etcd_key, back)
             else:
                 back()
 
         arrive = partial(station.submit, kind, cost.etcd, answer)
-        self.station.submit(kind, before + client, partial(self._loop.call_later, half, arrive))
+        self.station.submit(kind, before + client, partial(self.later, half, arrive))
 
     def _hear(self, kind: str, work: float, then: Callable[[], None]) -> None:
         if not self.dead:
@@ -262,7 +263,7 @@ class _ModelWatch(Watch):
 
     def deliver(self, events: list[Event], size: int) -> None:
         """Bring to the client what etcd has sent."""
-        self._client._loop.call_later(self._client.etcd.prices.kinds[DELIVERY].latency / 2, self._arrive, events, size)
+        self._client.later(self._client.etcd.prices.kinds[DELIVERY].latency / 2, self._arrive, events, size)
 
     def _arrive(self, events: list[Event], size: int) -> None:
         prices = self._client.etcd.prices

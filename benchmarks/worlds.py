@@ -172,7 +172,7 @@ class _World:
 
 def run(machine: Machine, nodes: int, seed: int = 0, formation_only: bool = False) -> dict[str, Any]:
     """Return what a world of ``nodes`` takes on ``machine``: to form, to run, and to form anew after a loss."""
-    loop = _simulation("virtual").VirtualLoop()
+    loop = _simulation("virtual").LargeLoop()
     loop.thread_time = 0.0  # to say where the workers meet takes no time: no worker is started
 
     async def scenario() -> dict[str, Any]:
