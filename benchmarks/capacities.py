@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from pyetcd.etcdrpc import kv_pb2, rpc_pb2
 
 from rendezvous._core import Roster
 from rendezvous.benchmarks import metrics
-from rendezvous.benchmarks.crew import Crew
+from rendezvous.benchmarks.crew import PROCESSES, Crew
 from rendezvous.benchmarks.model import (
     DELIVERY,
     GRANT,
@@ -35,7 +36,19 @@ from rendezvous.benchmarks.nodes import hear
 from rendezvous.etcd_server import EtcdServer
 from rendezvous.utils import parse_rendezvous_endpoint
 from rendezvous.v3 import rules
-from rendezvous.v3.client import Call, EtcdClient, Event, Message, Watch, absent, get_op, prefix_end, put_op, txn_op
+from rendezvous.v3.client import (
+    Call,
+    EtcdClient,
+    EtcdError,
+    Event,
+    Message,
+    Watch,
+    absent,
+    get_op,
+    prefix_end,
+    put_op,
+    txn_op,
+)
 from rendezvous.v3.connection import GrpcEtcdClient
 from rendezvous.v3.coordinator import _INLINE_NODES, _SHARD_NODES, Coordinator
 from rendezvous.v3.member import Member, Settings
@@ -43,7 +56,7 @@ from rendezvous.v3.records import Bootstrap, Keys, NodeRecord, Phase, RoundRecor
 from rendezvous.v3.rules import Candidate, Limits
 from rendezvous.v3.view import View
 
-__all__ = ["measure", "prices"]
+__all__ = ["STAGES", "measure", "prices", "share"]
 
 FULL, SHORT = 10_000, 2_000
 """How many requests of each kind."""
@@ -60,6 +73,8 @@ _LARGE = RoundRecord(
 )
 _SMALL_CHANGE, _LARGE_CHANGE = "delivery, small", "delivery, large"
 _PAGE_READ = "page"
+STAGES = (GRANT, WRITE, READ, SERIALIZABLE, WATCH, _SMALL_CHANGE, _LARGE_CHANGE, KEEP_ALIVE, _PAGE_READ)
+"""What the processes do, in this order: leases are what keys hang on, and watches what changes are delivered to."""
 
 
 class _Load:
@@ -80,7 +95,7 @@ class _Load:
             WATCH: lambda: self._many(self._watch),
             _SMALL_CHANGE: lambda: self._change(_SMALL),
             _LARGE_CHANGE: lambda: self._change(_LARGE),
-            KEEP_ALIVE: lambda: self._many(self._renew),
+            KEEP_ALIVE: self._renew_all,
             _PAGE_READ: self._pages,
         }
 
@@ -153,16 +168,30 @@ class _Load:
         self._all_heard.clear()
         return self._count * _CHANGES
 
-    async def _renew(self, index: int) -> None:
-        await self._client.keep_alive(self._leases[index], self._deadline())
+    async def _renew_all(self) -> int:
+        """Renew all leases, as sessions do."""
+        done = asyncio.get_running_loop().create_future()
+        left = set(self._leases)
+
+        def answered(lease: int, there: bool) -> None:
+            left.discard(lease)
+            if not (left or done.done()):
+                done.set_result(None)
+
+        def failed(error: EtcdError) -> None:
+            if not done.done():
+                done.set_exception(error)
+
+        for lease in self._leases:
+            self._client.renew(lease, partial(answered, lease), failed)
+        await done
+        return len(self._leases)
 
     async def _pages(self) -> int:
         for _ in range(_PAGES):
             request = rpc_pb2.RangeRequest(key=_KEYS.nodes, range_end=prefix_end(_KEYS.nodes), limit=_PAGE)
             await self._client.request(Call.RANGE, request, self._deadline())
         return _PAGES
-
-    stages = (GRANT, WRITE, READ, SERIALIZABLE, WATCH, _SMALL_CHANGE, _LARGE_CHANGE, KEEP_ALIVE, _PAGE_READ)
 
 
 def _work(endpoint: str, count: int, number: int, pipe: Connection) -> None:
@@ -180,8 +209,15 @@ def measure(full: bool = False) -> dict[str, Any]:
         crew.gather(time.monotonic() + 60)
         crew.tell("alone")
         latency = crew.gather(time.monotonic() + 120)[0]
-        stages = {stage: _stage(crew, etcd, stage) for stage in _Load.stages}
-    return {"latency": latency, "stages": stages, "own": _own(count)}
+        stages = {stage: _stage(crew, etcd, stage) for stage in STAGES}
+    return {"latency": latency, "stages": stages, "share": share(stages, PROCESSES), "own": _own(count)}
+
+
+def share(stages: dict[str, dict[str, float]], cores: int) -> float:
+    """Return which part of the cores the load kept busy: the rest went to others, or was lost to waiting."""
+    kinds = [stage for name, stage in stages.items() if name != _PAGE_READ]  # in which one request waits for another
+    work = sum((stage["etcd"] + stage["client"]) * stage["count"] for stage in kinds)
+    return min(1.0, work / sum(stage["count"] / stage["per_second"] for stage in kinds) / cores)
 
 
 def _stage(crew: Crew, etcd: str, stage: str) -> dict[str, float]:
@@ -194,6 +230,7 @@ def _stage(crew: Crew, etcd: str, stage: str) -> dict[str, float]:
     etcd_cpu = metrics.load(etcd)["cpu"] - before - look
     count = sum(each for each, _, _ in said)
     return {
+        "count": count,
         "etcd": max(0.0, etcd_cpu) / count,
         "client": sum(cpu for _, cpu, _ in said) / count,
         "per_second": count / (max(end for _, _, end in said) - start),

@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,12 @@ class Prices:
     completion: float
     join: float
 
+    def slowed(self, share: float) -> Prices:
+        """Return the prices where work gets only a ``share`` of the cores: all but the latencies grow."""
+        work = {f.name: getattr(self, f.name) / share for f in fields(self) if f.name != "kinds"}
+        kinds = {kind: Cost(cost.etcd / share, cost.client / share, cost.latency) for kind, cost in self.kinds.items()}
+        return Prices(kinds, **work)
+
 
 class ModelEtcd:
     """An etcd whose requests take time.
@@ -98,7 +104,7 @@ class ModelEtcd:
         self.prices = prices
         self.keys = keys
         self.traffic: Counter[str] = Counter()
-        """Requests, by kind, and bytes received and sent."""
+        """Requests and deliveries, by kind, and bytes received and sent."""
         self.gone: dict[bytes, float] = {}
         """When each key went that did."""
         self._watchers: dict[tuple[bytes, bytes], dict[_ModelWatch, None]] = {}
@@ -124,6 +130,7 @@ class ModelEtcd:
             for watch in watchers:
                 watch.pending.append(heard)
                 self.traffic["sent"] += size
+                self.traffic[DELIVERY] += 1
                 self.station.submit(DELIVERY, work, partial(watch.deliver, heard, size))
 
 

@@ -1,15 +1,16 @@
 """How far it scales, by a model: the unmodified protocol on a simulated etcd, in which everything takes its time.
 
 First the model is checked: the prices of this machine are measured, worlds are predicted from them, and the same
-worlds are formed for real; the error stands in the table. Nothing is fitted. Then it predicts worlds that this
-machine cannot hold, from the figures that etcd publishes.
+worlds are formed for real; the error stands in the table. Nothing is fitted: prices are CPU times, and how much of the
+cores the work gets is measured with them. Then it predicts worlds that this machine cannot hold, from the figures that
+etcd publishes.
 
 What the model has: queues of etcd, of each process and, on this machine, of the cores that they share; latency; the
 coordinator's own work; bytes of deliveries; the client's time-outs, retries and limit of requests in flight.
 
-What it has not: the network's bandwidth; etcd's garbage collection, snapshots, batches, and its refusals when too
-much is under way; the opening of connections; memory; spread of latencies; and of the coordinator's process, other
-work of the same node.
+What it has not: the network's bandwidth; etcd's garbage collection, snapshots, and its refusals when too much is under
+way; that etcd sends many changes in one message to a watcher that lags, as the coordinator may; the opening of
+connections; memory; the spread of latencies; other work of the nodes.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
     ]
     print(*rows, sep="\n", flush=True)
     for nodes in CHECKED:
-        rows.append(check(Machine(here, shared=True), nodes, runs=3 if full else 1))
+        rows.append(check(Machine(here.slowed(measured["share"]), shared=True), nodes, runs=3 if full else 1))
         print(rows[-1], flush=True)
     for nodes in FULL if full else SHORT:
         rows.append({"part": "prediction", "nodes": nodes, **predict(Machine(published(here)), nodes)})
