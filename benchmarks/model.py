@@ -13,10 +13,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rendezvous.benchmarks.queueing import Station
-from rendezvous.v3.client import DELETE, Call, EtcdClient, EtcdError, Event, Message, Watch
+from rendezvous.v3.client import DELETE, Call, EtcdClient, EtcdError, Event, KeyValue, Message, Watch
 from rendezvous.v3.connection import _MAX_IN_FLIGHT, _Turnstile
 from rendezvous.v3.records import Keys
 
@@ -86,6 +86,14 @@ class Prices:
         work = {f.name: getattr(self, f.name) / share for f in fields(self) if f.name != "kinds"}
         kinds = {kind: Cost(cost.etcd / share, cost.client / share, cost.latency) for kind, cost in self.kinds.items()}
         return Prices(kinds, **work)
+
+
+class _Answer(NamedTuple):
+    """What comes back: what the client does with it, and what it costs besides: seconds of etcd and of the client."""
+
+    then: Callable[[], None]
+    etcd: float = 0.0
+    client: float = 0.0
 
 
 class ModelEtcd:
@@ -178,13 +186,14 @@ class ModelClient(EtcdClient):
         kind = _OF_CALL.get(call) or (SERIALIZABLE if request.serializable else READ)
         self.etcd.traffic["received"] += request.ByteSize()
 
-        def apply() -> tuple[Callable[[], None], int]:
+        def apply() -> _Answer:
             try:
                 message = self.etcd.state.handle(call, request, self)
             except EtcdError as exc:
-                return partial(_fail, answer, exc), 0
+                return _Answer(partial(_fail, answer, exc))
             self.etcd.traffic["sent"] += message.ByteSize()
-            return partial(_succeed, answer, message), max(0, len(message.kvs) - 1) if call is Call.RANGE else 0
+            then = partial(_succeed, answer, message)
+            return _Answer(then, *self._further_keys(message.kvs)) if call is Call.RANGE else _Answer(then)
 
         self._exchange(kind, apply, self._own_part(call, request))
 
@@ -199,25 +208,29 @@ class ModelClient(EtcdClient):
             return prices.completion * sum(key.startswith(keys.nodes) for key in self.etcd.state.current)
         return 0.0
 
-    def _exchange(self, kind: str, apply: Callable[[], tuple[Callable[[], None], int]], before: float = 0.0) -> None:
+    def _further_keys(self, found: Sequence[KeyValue]) -> tuple[float, float]:
+        """Return the seconds of etcd and of the client for the keys of a range besides the first."""
+        prices, keys = self.etcd.prices, max(0, len(found) - 1)
+        nodes = sum(kv.key.startswith(self.etcd.keys.nodes) for kv in found)
+        return keys * prices.etcd_key, keys * prices.client_key + nodes * prices.node
+
+    def _exchange(self, kind: str, apply: Callable[[], _Answer], before: float = 0.0) -> None:
         """Send something to etcd and bring back the answer.
 
         Args:
             kind: what it counts as.
-            apply: called when etcd has done the work; returns what the client does with the answer, and how many keys
-                the answer holds besides the first.
+            apply: called when etcd has done the work.
             before: seconds that the client has to work besides, before it sends.
         """
-        prices, station = self.etcd.prices, self.etcd.station
-        cost = prices.kinds[kind]
+        station, cost = self.etcd.station, self.etcd.prices.kinds[kind]
         client, half = cost.client / 2, cost.latency / 2
         self.etcd.traffic[kind] += 1
 
         def answer() -> None:
-            then, keys = apply()
-            back = partial(self.later, half, self._hear, kind, client + keys * prices.client_key, then)
-            if keys:
-                station.submit(kind, keys * prices.etcd_key, back)
+            then, etcd, besides = apply()
+            back = partial(self.later, half, self._hear, kind, client + besides, then)
+            if etcd:
+                station.submit(kind, etcd, back)
             else:
                 back()
 
@@ -231,7 +244,7 @@ class ModelClient(EtcdClient):
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
         """See :meth:`EtcdClient.renew`."""
         if not self.dead:
-            self._exchange(KEEP_ALIVE, lambda: (partial(answered, self.etcd.state.keep_alive(lease)), 0))
+            self._exchange(KEEP_ALIVE, lambda: _Answer(partial(answered, self.etcd.state.keep_alive(lease))))
 
     async def watch(
         self,
@@ -247,9 +260,9 @@ class ModelClient(EtcdClient):
         watch = _ModelWatch(self, (key, end), receive)
         begun: asyncio.Future[None] = self._loop.create_future()
 
-        def begin() -> tuple[Callable[[], None], int]:
+        def begin() -> _Answer:
             self.etcd.watch(watch)
-            return partial(_succeed, begun, None), 0
+            return _Answer(partial(_succeed, begun, None))
 
         self._exchange(WATCH, begin)
         await begun

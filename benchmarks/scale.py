@@ -180,7 +180,7 @@ def _predictions(rows: list[dict[str, Any]]) -> Table:
         "etcd's published figures give, each node with a core of its own.",
         [
             *("nodes", "to form the world", "to form it anew, from the end of a dead node's lease"),
-            *("requests a node", "received a node", "etcd busy", "the coordinator busy", "bottleneck"),
+            *("requests a node", "received a node", "etcd busy", "the busiest node busy", "bottleneck"),
             *("keep-alives, then", "etcd busy with them"),
         ],
         lines,
