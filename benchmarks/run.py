@@ -17,7 +17,7 @@ from typing import Any
 from rendezvous.benchmarks import hosts
 from rendezvous.benchmarks.circumstances import circumstances
 
-BENCHMARKS = ("state", "formation", "steady", "recovery", "store")
+BENCHMARKS = ("state", "formation", "steady", "recovery", "store", "scale")
 """The modules, each with ``measure(full)``, which returns rows, and ``tables(rows)``."""
 
 RESULTS = Path(__file__).parent / "results"

@@ -6,8 +6,9 @@ It does what etcd documents for its v3 API, for the requests that the protocol m
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyetcd.etcdrpc import kv_pb2, rpc_pb2
@@ -36,6 +37,11 @@ class Etcd:
         self.current: dict[bytes, Any] = {}
         self.events: list[tuple[int, Any]] = []
         self.leases: dict[int, tuple[int, asyncio.TimerHandle]] = {}
+        # What makes large worlds fast: all keys that ever were, in order; the versions of each, where None is its
+        # deletion; and the keys that hang on each lease.
+        self._keys: list[bytes] = []
+        self._versions: dict[bytes, list[tuple[int, Any]]] = {}
+        self._hanging: defaultdict[int, set[bytes]] = defaultdict(set)
         self._last_lease = 7_587_880_000_000_000_000
         self._changed: set[asyncio.Future[None]] = set()
         self._watch_out = watch_out
@@ -76,19 +82,39 @@ class Etcd:
             raise EtcdError("mvcc: required revision has been compacted", compacted=True)
         if request.revision > self.revision:
             raise EtcdError("mvcc: required revision is a future revision", retryable=True)
-        keys = self.current if not request.revision else self._at(request.revision)
-        found = [keys[key] for key in sorted(keys) if _within(key, request.key, request.range_end)]
+        at = request.revision or self.revision + 1  # a transaction reads what it has written
+        found = [kv for key in self._between(request.key, request.range_end) if (kv := self._at(key, at)) is not None]
         more = bool(request.limit) and len(found) > request.limit
         return rpc_pb2.RangeResponse(kvs=found[: request.limit or None], more=more, count=len(found))
 
-    def _at(self, revision: int) -> dict[bytes, Any]:
-        keys: dict[bytes, Any] = {}
-        for _, event in self.events[: bisect_right(self.events, revision, key=lambda pair: pair[0])]:
-            if event.type == kv_pb2.Event.PUT:
-                keys[event.kv.key] = event.kv
-            else:
-                keys.pop(event.kv.key, None)
-        return keys
+    def _between(self, start: bytes, end: bytes) -> Iterator[bytes]:
+        """Return the keys that ever were in a range, in order."""
+        if not end:
+            return iter((start,))
+        stop = len(self._keys) if end == b"\0" else bisect_left(self._keys, end)
+        return iter(self._keys[bisect_left(self._keys, start) : stop])
+
+    def _at(self, key: bytes, revision: int) -> Any:
+        """Return what stood under a key at a revision, or None."""
+        versions = self._versions.get(key, ())
+        index = bisect_right(versions, revision, key=lambda version: version[0])
+        return versions[index - 1][1] if index else None
+
+    def _record(self, key: bytes, revision: int, kv: Any, kind: Any) -> None:
+        """Take note of a change."""
+        if key not in self._versions:
+            self._versions[key] = []
+            insort(self._keys, key)
+        before = self.current.pop(key, None)
+        if before is not None and before.lease:
+            self._hanging[before.lease].discard(key)
+        there = kind == kv_pb2.Event.PUT
+        if there:
+            self.current[key] = kv
+            if kv.lease:
+                self._hanging[kv.lease].add(key)
+        self._versions[key].append((revision, kv if there else None))
+        self.events.append((revision, kv_pb2.Event(type=kind, kv=kv)))
 
     def _put(self, request: Message, revision: int) -> Message:
         if request.lease and request.lease not in self.leases:
@@ -102,16 +128,14 @@ class Etcd:
             mod_revision=revision,
             version=1 if old is None else old.version + 1,
         )
-        self.current[request.key] = kv
-        self.events.append((revision, kv_pb2.Event(type=kv_pb2.Event.PUT, kv=kv)))
+        self._record(request.key, revision, kv, kv_pb2.Event.PUT)
         return rpc_pb2.PutResponse(prev_kv=old if request.prev_kv else None)
 
     def _delete(self, key: bytes, end: bytes, revision: int) -> int:
-        gone = sorted(each for each in self.current if _within(each, key, end))
+        gone = [each for each in self._between(key, end) if each in self.current]
         for each in gone:
-            del self.current[each]
             kv = kv_pb2.KeyValue(key=each, mod_revision=revision)
-            self.events.append((revision, kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=kv)))
+            self._record(each, revision, kv, kv_pb2.Event.DELETE)
         return len(gone)
 
     def _check_duplicates(self, request: Message) -> None:
@@ -171,7 +195,7 @@ class Etcd:
 
     def _end(self, lease: int) -> None:
         self.leases.pop(lease)[1].cancel()
-        for key in sorted(key for key, kv in self.current.items() if kv.lease == lease):
+        for key in sorted(self._hanging.pop(lease, ())):
             self._delete(key, b"", self.revision + 1)
 
     def _revoke(self, lease: int) -> Message:

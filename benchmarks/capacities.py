@@ -1,0 +1,394 @@
+"""What an etcd on this machine can do, and what its clients need: the prices of the model, measured.
+
+Two processes send the same kind of request, as many at once as the protocol's client lets through, while etcd and
+the processes count their CPU. One client alone gives the latency: what remains of its time without the CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from pyetcd.etcdrpc import kv_pb2, rpc_pb2
+
+from rendezvous._core import Roster
+from rendezvous.benchmarks import metrics
+from rendezvous.benchmarks.crew import PROCESSES, Crew
+from rendezvous.benchmarks.model import (
+    DELIVERY,
+    GRANT,
+    KEEP_ALIVE,
+    KINDS,
+    READ,
+    SERIALIZABLE,
+    WATCH,
+    WRITE,
+    Cost,
+    Prices,
+)
+from rendezvous.benchmarks.nodes import hear
+from rendezvous.etcd_server import EtcdServer
+from rendezvous.utils import parse_rendezvous_endpoint
+from rendezvous.v3 import rules
+from rendezvous.v3.client import (
+    Call,
+    EtcdClient,
+    EtcdError,
+    Event,
+    Message,
+    Watch,
+    absent,
+    get_op,
+    prefix_end,
+    put_op,
+    txn_op,
+)
+from rendezvous.v3.connection import GrpcEtcdClient
+from rendezvous.v3.coordinator import _INLINE_NODES, _SHARD_NODES, Coordinator
+from rendezvous.v3.member import Member, Settings
+from rendezvous.v3.records import Bootstrap, Keys, NodeRecord, Phase, RoundRecord
+from rendezvous.v3.rules import Candidate, Limits
+from rendezvous.v3.view import View
+
+__all__ = ["STAGES", "measure", "prices", "share"]
+
+FULL, SHORT = 10_000, 2_000
+"""How many requests of each kind."""
+
+_TTL = 600
+_ALONE = 200
+_PAGES = 20
+_PAGE = 1000
+_CHANGES = 3
+_KEYS = Keys("/capacities", "run")
+_SMALL = RoundRecord(0, Phase.COMPLETE, world_size=10_000, shards=79)
+_LARGE = RoundRecord(
+    0, Phase.COMPLETE, world_size=1024, shards=1, roster=Roster(list(range(1, _INLINE_NODES + 1))).encode(1)[0]
+)
+_SMALL_CHANGE, _LARGE_CHANGE = "delivery, small", "delivery, large"
+_PAGE_READ = "page"
+STAGES = (GRANT, WRITE, READ, SERIALIZABLE, WATCH, _SMALL_CHANGE, _LARGE_CHANGE, KEEP_ALIVE, _PAGE_READ)
+"""What the processes do, in this order: leases are what keys hang on, and watches what changes are delivered to."""
+
+
+class _Load:
+    """What one process does, kind by kind, when it is told to."""
+
+    def __init__(self, endpoint: str, number: int, count: int) -> None:
+        self._client = GrpcEtcdClient([parse_rendezvous_endpoint(endpoint, 2379)])
+        self._number = number
+        self._count = count
+        self._leases: list[int] = []
+        self._heard = 0
+        self._all_heard = asyncio.Event()
+        self._stages: dict[str, Callable[[], Awaitable[int]]] = {
+            GRANT: lambda: self._many(self._grant),
+            WRITE: lambda: self._many(self._write),
+            READ: lambda: self._many(self._read),
+            SERIALIZABLE: lambda: self._many(self._read_anywhere),
+            WATCH: lambda: self._many(self._watch),
+            _SMALL_CHANGE: lambda: self._change(_SMALL),
+            _LARGE_CHANGE: lambda: self._change(_LARGE),
+            KEEP_ALIVE: self._renew_all,
+            _PAGE_READ: self._pages,
+        }
+
+    async def run(self, pipe: Connection) -> None:
+        pipe.send("ready")
+        while (stage := await hear(pipe)) is not None:
+            start = time.process_time()
+            if stage == "alone":
+                pipe.send(await self._latencies() if self._number == 0 else {})
+            else:
+                count = await self._stages[stage]()
+                pipe.send((count, time.process_time() - start, time.monotonic()))
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + 120
+
+    async def _many(self, one: Callable[[int], Awaitable[object]]) -> int:
+        await asyncio.gather(*(one(index) for index in range(self._count)))
+        return self._count
+
+    async def _latencies(self) -> dict[str, float]:
+        """Return the median seconds of each kind of request of one client alone."""
+        self._leases = [0]
+        found = {}
+        for kind, one in ((WRITE, self._write), (READ, self._read), (SERIALIZABLE, self._read_anywhere)):
+            times = []
+            for _ in range(_ALONE):
+                start = time.perf_counter()
+                await one(0)
+                times.append(time.perf_counter() - start)
+            found[kind] = statistics.median(times)
+        self._leases = []
+        return found
+
+    async def _grant(self, index: int) -> None:
+        self._leases.append(await self._client.grant(_TTL, self._deadline()))
+
+    async def _write(self, index: int) -> None:
+        """Send the transaction by which a node joins."""
+        lease = self._leases[index]
+        node = put_op(_KEYS.node(lease), NodeRecord(f"node-{index:05d}", 12345, index).encode(), lease)
+        stand = txn_op([absent(_KEYS.coordinator)], [put_op(_KEYS.coordinator, b"%016x" % lease, lease)])
+        look = get_op(_KEYS.ctl, prefix_end(_KEYS.ctl))
+        await self._client.txn([], [stand, node, look], deadline=self._deadline())
+
+    async def _read(self, index: int) -> None:
+        await self._client.range(_KEYS.coordinator, b"", self._deadline())
+
+    async def _read_anywhere(self, index: int) -> None:
+        await self._client.range(_KEYS.coordinator, b"", self._deadline(), serializable=True)
+
+    async def _watch(self, index: int) -> None:
+        view = View(_KEYS, lambda: None)
+
+        def receive(events: Sequence[Event]) -> None:
+            view.receive(events)
+            self._heard += len(events)
+            if self._heard == self._count * _CHANGES:
+                self._all_heard.set()
+
+        await self._client.watch(_KEYS.ctl, prefix_end(_KEYS.ctl), receive, lambda: None, self._deadline())
+
+    async def _change(self, record: RoundRecord) -> int:
+        """Have all watches hear of a record some times."""
+        if self._number == 0:
+            for _ in range(_CHANGES):
+                await self._client.txn([], [put_op(_KEYS.round, record.encode())], deadline=self._deadline())
+        await asyncio.wait_for(self._all_heard.wait(), 120)
+        self._heard = 0
+        self._all_heard.clear()
+        return self._count * _CHANGES
+
+    async def _renew_all(self) -> int:
+        """Renew all leases, as sessions do."""
+        done = asyncio.get_running_loop().create_future()
+        left = set(self._leases)
+
+        def answered(lease: int, there: bool) -> None:
+            left.discard(lease)
+            if not (left or done.done()):
+                done.set_result(None)
+
+        def failed(error: EtcdError) -> None:
+            if not done.done():
+                done.set_exception(error)
+
+        for lease in self._leases:
+            self._client.renew(lease, partial(answered, lease), failed)
+        await done
+        return len(self._leases)
+
+    async def _pages(self) -> int:
+        for _ in range(_PAGES):
+            request = rpc_pb2.RangeRequest(key=_KEYS.nodes, range_end=prefix_end(_KEYS.nodes), limit=_PAGE)
+            await self._client.request(Call.RANGE, request, self._deadline())
+        return _PAGES
+
+
+def _work(endpoint: str, count: int, number: int, pipe: Connection) -> None:
+    async def run() -> None:
+        await _Load(endpoint, number, count).run(pipe)
+
+    asyncio.run(run())
+
+
+def measure(full: bool = False) -> dict[str, Any]:
+    """Return what etcd and its clients need for each kind of work, and how much of it they did in a second."""
+    count = FULL if full else SHORT
+    with EtcdServer(enable_v2=False) as server, Crew(_work, server.get_endpoint(), count) as crew:
+        etcd = server.get_endpoint()
+        crew.gather(time.monotonic() + 60)
+        crew.tell("alone")
+        latency = crew.gather(time.monotonic() + 120)[0]
+        stages = {stage: _stage(crew, etcd, stage) for stage in STAGES}
+    return {"latency": latency, "stages": stages, "share": share(stages, PROCESSES), "own": _own(count)}
+
+
+def share(stages: dict[str, dict[str, float]], cores: int) -> float:
+    """Return which part of the cores the load kept busy: the rest went to others, or was lost to waiting."""
+    kinds = [stage for name, stage in stages.items() if name != _PAGE_READ]  # in which one request waits for another
+    work = sum((stage["etcd"] + stage["client"]) * stage["count"] for stage in kinds)
+    return min(1.0, work / sum(stage["count"] / stage["per_second"] for stage in kinds) / cores)
+
+
+def _stage(crew: Crew, etcd: str, stage: str) -> dict[str, float]:
+    """Have all processes do one kind of work; return the seconds of CPU for each piece, and the pieces a second."""
+    look = metrics.load(etcd)["cpu"]
+    before, start = metrics.load(etcd)["cpu"], time.monotonic()
+    look = before - look  # what a look at the counters costs etcd
+    crew.tell(stage)
+    said = crew.gather(time.monotonic() + 300)
+    etcd_cpu = metrics.load(etcd)["cpu"] - before - look
+    count = sum(each for each, _, _ in said)
+    return {
+        "count": count,
+        "etcd": max(0.0, etcd_cpu) / count,
+        "client": sum(cpu for _, cpu, _ in said) / count,
+        "per_second": count / (max(end for _, _, end in said) - start),
+    }
+
+
+# What the protocol's own code needs, between its requests.
+
+
+def _own(count: int) -> dict[str, float]:
+    """Return the CPU seconds of a join, of a node that the coordinator takes in, and of its completion of a round."""
+    return {"join": _join(count), "node": _node(count), "completion": _completion(count)}
+
+
+def _timed(work: Callable[[], object], count: int) -> float:
+    start = time.process_time()
+    work()
+    return (time.process_time() - start) / count
+
+
+def _records(count: int) -> list[NodeRecord]:
+    return [NodeRecord(f"node-{index:05d}", 12345, index) for index in range(count)]
+
+
+def _node(count: int) -> float:
+    """Let a coordinator hear of nodes, and decide each time."""
+    events = [
+        kv_pb2.Event(kv=kv_pb2.KeyValue(key=_KEYS.node(index), value=record.encode(), mod_revision=index))
+        for index, record in enumerate(_records(count), 1)
+    ]
+
+    async def take_in() -> None:
+        await _Idle(_Silent(), _KEYS, Limits(count + 1, count + 1), 0).take_in(events)
+
+    return _timed(lambda: asyncio.run(take_in()), count)
+
+
+def _completion(count: int) -> float:
+    candidates = [Candidate(index, index, record) for index, record in enumerate(_records(count), 1)]
+
+    def complete() -> None:
+        members = rules.choose(candidates, 0, Limits(count, count))
+        Roster([member.node_id for member in members]).encode(-(-count // _SHARD_NODES))
+
+    return _timed(complete, count)
+
+
+def _join(count: int) -> float:
+    """Let nodes join with an etcd that answers at once, and take off what the bare requests need."""
+
+    async def join() -> None:
+        client, limits = _Silent(), Limits(2, 2)
+        settings = Settings("run", limits, 3600.0, 7200)
+        for record in _records(count):
+            await Member(client, _KEYS, record, settings, client.random).join(60.0, lambda: 0)
+
+    async def ask() -> None:
+        client = _Silent()
+        for _ in range(count):
+            deadline = asyncio.get_running_loop().time() + 60
+            lease = await client.grant(15, deadline)
+            await client.txn([], [get_op(_KEYS.node(lease))], deadline=deadline)
+
+    return max(0.0, _timed(lambda: asyncio.run(join()), count) - _timed(lambda: asyncio.run(ask()), count))
+
+
+class _Idle(Coordinator):
+    async def take_in(self, events: Sequence[Event]) -> None:
+        """Take in changes one by one, and decide after each."""
+        self._published_at = asyncio.get_running_loop().time() + 3600  # there is nothing to tell
+        self._closed = False
+        for event in events:
+            self._receive([event])
+            tally = self._table.tally(self._closed)
+            rules.coordinate(tally, self._limits, None)
+            await self._publish(tally)
+
+
+class _Silent(EtcdClient):
+    """An etcd that has a complete round for everybody, and says so at once."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(0)
+        super().__init__(self.random)
+        self._leases = 1
+
+    @property
+    def target(self) -> str:
+        return "nothing"
+
+    async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
+        if call is Call.GRANT:
+            self._leases += 1
+            return rpc_pb2.LeaseGrantResponse(ID=self._leases)
+        answer = rpc_pb2.TxnResponse(succeeded=True)
+        roster = Roster([1, self._leases]).encode(1)[0]
+        record = RoundRecord(0, Phase.COMPLETE, world_size=2, shards=1, roster=roster)
+        ctl = {_KEYS.coordinator: b"%016x" % 1, _KEYS.round: record.encode()}
+        ctl[_KEYS.bootstrap] = Bootstrap(0, "node-00000", 29500).encode()
+        kvs = [kv_pb2.KeyValue(key=key, value=value, lease=1, mod_revision=1) for key, value in ctl.items()]
+        answer.responses.add().response_range.kvs.extend(kvs)
+        return answer
+
+    def renew(self, lease: int, answered: Any, failed: Any) -> None:
+        pass
+
+    async def watch(self, *arguments: Any, **options: Any) -> Watch:
+        return _NoWatch()
+
+    async def close(self) -> None:
+        pass
+
+
+class _NoWatch(Watch):
+    def cancel(self) -> None:
+        pass
+
+
+# The prices.
+
+
+class _Line(NamedTuple):
+    """Seconds that grow with size."""
+
+    base: float
+    per_unit: float
+
+    @classmethod
+    def through(cls, small: tuple[float, float], large: tuple[float, float]) -> _Line:
+        """Return the line through two points, each a size and seconds."""
+        per_unit = max(0.0, (large[1] - small[1]) / (large[0] - small[0]))
+        return cls(max(0.0, small[1] - small[0] * per_unit), per_unit)
+
+
+def prices(measured: dict[str, Any]) -> Prices:
+    """Return the model's prices for this machine."""
+    stages, own, alone = measured["stages"], measured["own"], measured["latency"]
+    sizes = [len(record.encode()) + len(_KEYS.round) for record in (_SMALL, _LARGE)]
+
+    def line(where: str) -> _Line:
+        seconds = [stages[stage][where] for stage in (_SMALL_CHANGE, _LARGE_CHANGE)]
+        return _Line.through((sizes[0], seconds[0]), (sizes[1], seconds[1]))
+
+    def key(where: str) -> float:
+        return max(0.0, stages[_PAGE_READ][where] - stages[READ][where]) / (_PAGE - 1)
+
+    def wait(kind: str) -> float:
+        """Return what of the time of one client alone is nobody's work."""
+        like = {GRANT: WRITE, WATCH: SERIALIZABLE, DELIVERY: SERIALIZABLE, KEEP_ALIVE: SERIALIZABLE}.get(kind, kind)
+        return max(0.0, alone[like] - stages[like]["etcd"] - stages[like]["client"])
+
+    costs = {kind: Cost(stages[kind]["etcd"], stages[kind]["client"], wait(kind)) for kind in KINDS if kind != DELIVERY}
+    costs[DELIVERY] = Cost(line("etcd").base, line("client").base, wait(DELIVERY))
+    return Prices(
+        costs,
+        etcd_byte=line("etcd").per_unit,
+        client_byte=line("client").per_unit,
+        etcd_key=key("etcd"),
+        client_key=key("client"),
+        **own,
+    )

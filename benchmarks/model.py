@@ -1,0 +1,310 @@
+"""The protocol on a modelled etcd: what it does comes from the simulation, how long that takes from queues.
+
+Every request, keep-alive and delivery of a watch takes its time on two stations: that of the process that sends or
+hears it, half before etcd and half after, and etcd's. To that comes a latency, in which nothing is busy: the network,
+the disk, and what waits for them. The simulated etcd and the virtual clock are given: they are part of the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, NamedTuple
+
+from rendezvous.benchmarks.queueing import Station
+from rendezvous.v3.client import DELETE, Call, EtcdClient, EtcdError, Event, KeyValue, Message, Watch
+from rendezvous.v3.connection import _MAX_IN_FLIGHT, _Turnstile
+from rendezvous.v3.records import Keys
+
+__all__ = [
+    "DELIVERY",
+    "GRANT",
+    "KEEP_ALIVE",
+    "KINDS",
+    "READ",
+    "SERIALIZABLE",
+    "WATCH",
+    "WRITE",
+    "Cost",
+    "ModelClient",
+    "ModelEtcd",
+    "Prices",
+]
+
+WRITE, GRANT, READ, SERIALIZABLE = "write", "grant", "read", "serializable read"
+WATCH, DELIVERY, KEEP_ALIVE = "watch", "delivery", "keep-alive"
+KINDS = (WRITE, GRANT, READ, SERIALIZABLE, WATCH, DELIVERY, KEEP_ALIVE)
+
+_OF_CALL = {Call.TXN: WRITE, Call.PUT: WRITE, Call.DELETE: WRITE, Call.REVOKE: WRITE, Call.GRANT: GRANT}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one request, keep-alive or delivery costs.
+
+    Attributes:
+        etcd: seconds of etcd's station.
+        client: seconds of the client's process.
+        latency: seconds of waiting, there and back, besides.
+    """
+
+    etcd: float
+    client: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What everything costs, in seconds.
+
+    Attributes:
+        kinds: a :class:`Cost` for each of ``KINDS``.
+        etcd_byte: of etcd, for each byte of a delivery.
+        client_byte: of the client, for each byte of a delivery.
+        etcd_key: of etcd, for each further key of a range.
+        client_key: of the client, for each further key of a range.
+        node: of the coordinator, to take in one change of a node.
+        completion: of the coordinator, to choose and order the members and to write the roster, for each node.
+        join: of a node, for its own part in joining besides the requests.
+    """
+
+    kinds: dict[str, Cost]
+    etcd_byte: float
+    client_byte: float
+    etcd_key: float
+    client_key: float
+    node: float
+    completion: float
+    join: float
+
+    def slowed(self, share: float) -> Prices:
+        """Return the prices where work gets only a ``share`` of the cores: all but the latencies grow."""
+        work = {f.name: getattr(self, f.name) / share for f in fields(self) if f.name != "kinds"}
+        kinds = {kind: Cost(cost.etcd / share, cost.client / share, cost.latency) for kind, cost in self.kinds.items()}
+        return Prices(kinds, **work)
+
+
+class _Answer(NamedTuple):
+    """What comes back: what the client does with it, and what it costs besides: seconds of etcd and of the client."""
+
+    then: Callable[[], None]
+    etcd: float = 0.0
+    client: float = 0.0
+
+
+class ModelEtcd:
+    """An etcd whose requests take time.
+
+    Args:
+        make: makes the simulated etcd, of a callback for its changes.
+        station: where it works.
+        prices: what its work costs.
+        keys: the keys of the run.
+    """
+
+    def __init__(self, make: Callable[[Any], Any], station: Station, prices: Prices, keys: Keys) -> None:
+        self.state = make(self._changed)
+        self.station = station
+        self.prices = prices
+        self.keys = keys
+        self.traffic: Counter[str] = Counter()
+        """Requests and deliveries, by kind, and bytes received and sent."""
+        self.gone: dict[bytes, float] = {}
+        """When each key went that did."""
+        self._watchers: dict[tuple[bytes, bytes], dict[_ModelWatch, None]] = {}
+
+    def watch(self, watch: _ModelWatch) -> None:
+        """Begin to deliver to a watch."""
+        self._watchers.setdefault(watch.range, {})[watch] = None
+
+    def unwatch(self, watch: _ModelWatch) -> None:
+        """Deliver no more to a watch."""
+        self._watchers.get(watch.range, {}).pop(watch, None)
+
+    def _changed(self, writer: object, keys: list[bytes]) -> None:
+        events = [event for _, event in self.state.events_since(self.state.revision)]
+        now = asyncio.get_running_loop().time()
+        self.gone.update((event.kv.key, now) for event in events if event.type == DELETE)
+        for (start, end), watchers in self._watchers.items():
+            heard = [event for event in events if start <= event.kv.key < end]
+            if not heard or not watchers:
+                continue
+            size = sum(event.ByteSize() for event in heard)
+            work = self.prices.kinds[DELIVERY].etcd + size * self.prices.etcd_byte
+            for watch in watchers:
+                watch.pending.append(heard)
+                self.traffic["sent"] += size
+                self.traffic[DELIVERY] += 1
+                self.station.submit(DELIVERY, work, partial(watch.deliver, heard, size))
+
+
+class ModelClient(EtcdClient):
+    """A client of a modelled etcd, of one node or of many in one process.
+
+    Args:
+        etcd: the etcd.
+        station: the process.
+        random: jitters the backoff.
+    """
+
+    def __init__(self, etcd: ModelEtcd, station: Station, random: random.Random) -> None:
+        super().__init__(random)
+        self.etcd = etcd
+        self.station = station
+        self.dead = False
+        self._loop = asyncio.get_running_loop()
+        self.later: Callable[..., object] = getattr(self._loop, "later", self._loop.call_later)
+        self._turnstile = _Turnstile(_MAX_IN_FLIGHT)
+
+    @property
+    def target(self) -> str:
+        """See :attr:`EtcdClient.target`."""
+        return "the modelled etcd"
+
+    async def close(self) -> None:
+        """See :meth:`EtcdClient.close`."""
+        self.dead = True
+
+    async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
+        await self._turnstile.enter(deadline)
+        try:
+            answer: asyncio.Future[Message] = self._loop.create_future()
+            timer = self._loop.call_later(timeout, _fail, answer, EtcdError("deadline exceeded", retryable=True))
+            self._send(call, request, answer)
+            try:
+                return await answer
+            finally:
+                timer.cancel()
+        finally:
+            self._turnstile.leave()
+
+    def _send(self, call: Call, request: Message, answer: asyncio.Future[Message]) -> None:
+        kind = _OF_CALL.get(call) or (SERIALIZABLE if request.serializable else READ)
+        self.etcd.traffic["received"] += request.ByteSize()
+
+        def apply() -> _Answer:
+            try:
+                message = self.etcd.state.handle(call, request, self)
+            except EtcdError as exc:
+                return _Answer(partial(_fail, answer, exc))
+            self.etcd.traffic["sent"] += message.ByteSize()
+            then = partial(_succeed, answer, message)
+            return _Answer(then, *self._further_keys(message.kvs)) if call is Call.RANGE else _Answer(then)
+
+        self._exchange(kind, apply, self._own_part(call, request))
+
+    def _own_part(self, call: Call, request: Message) -> float:
+        """Return the seconds that the node has worked before it sends ``request``."""
+        prices, keys = self.etcd.prices, self.etcd.keys
+        if call is Call.GRANT:
+            return prices.join
+        first = request.success[0].request_put.key if call is Call.TXN else b""
+        if first.startswith(keys.root + b"roster/") and first.endswith(b"/0000"):
+            # A roster goes out in several requests; all of it is worked out before the first, the one with shard 0.
+            return prices.completion * sum(key.startswith(keys.nodes) for key in self.etcd.state.current)
+        return 0.0
+
+    def _further_keys(self, found: Sequence[KeyValue]) -> tuple[float, float]:
+        """Return the seconds of etcd and of the client for the keys of a range besides the first."""
+        prices, keys = self.etcd.prices, max(0, len(found) - 1)
+        nodes = sum(kv.key.startswith(self.etcd.keys.nodes) for kv in found)
+        return keys * prices.etcd_key, keys * prices.client_key + nodes * prices.node
+
+    def _exchange(self, kind: str, apply: Callable[[], _Answer], before: float = 0.0) -> None:
+        """Send something to etcd and bring back the answer.
+
+        Args:
+            kind: what it counts as.
+            apply: called when etcd has done the work.
+            before: seconds that the client has to work besides, before it sends.
+        """
+        station, cost = self.etcd.station, self.etcd.prices.kinds[kind]
+        client, half = cost.client / 2, cost.latency / 2
+        self.etcd.traffic[kind] += 1
+
+        def answer() -> None:
+            then, etcd, besides = apply()
+            back = partial(self.later, half, self._hear, kind, client + besides, then)
+            if etcd:
+                station.submit(kind, etcd, back)
+            else:
+                back()
+
+        arrive = partial(station.submit, kind, cost.etcd, answer)
+        self.station.submit(kind, before + client, partial(self.later, half, arrive))
+
+    def _hear(self, kind: str, work: float, then: Callable[[], None]) -> None:
+        if not self.dead:
+            self.station.submit(kind, work, then)
+
+    def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
+        """See :meth:`EtcdClient.renew`."""
+        if not self.dead:
+            self._exchange(KEEP_ALIVE, lambda: _Answer(partial(answered, self.etcd.state.keep_alive(lease))))
+
+    async def watch(
+        self,
+        key: bytes,
+        end: bytes,
+        receive: Callable[[Sequence[Event]], None],
+        lost: Callable[[], None],
+        deadline: float,
+        revision: int = 0,
+    ) -> Watch:
+        """See :meth:`EtcdClient.watch`."""
+        assert not revision, "the model's watches begin now"
+        watch = _ModelWatch(self, (key, end), receive)
+        begun: asyncio.Future[None] = self._loop.create_future()
+
+        def begin() -> _Answer:
+            self.etcd.watch(watch)
+            return _Answer(partial(_succeed, begun, None))
+
+        self._exchange(WATCH, begin)
+        await begun
+        return watch
+
+
+class _ModelWatch(Watch):
+    __slots__ = ("_client", "_receive", "pending", "range")
+
+    def __init__(
+        self, client: ModelClient, range: tuple[bytes, bytes], receive: Callable[[Sequence[Event]], None]
+    ) -> None:
+        self._client = client
+        self._receive = receive
+        self.range = range
+        self.pending: deque[list[Event]] = deque()
+        """What is on its way, in its order."""
+
+    def deliver(self, events: list[Event], size: int) -> None:
+        """Bring to the client what etcd has sent."""
+        self._client.later(self._client.etcd.prices.kinds[DELIVERY].latency / 2, self._arrive, events, size)
+
+    def _arrive(self, events: list[Event], size: int) -> None:
+        prices = self._client.etcd.prices
+        nodes = sum(event.kv.key.startswith(self._client.etcd.keys.nodes) for event in events)
+        work = prices.kinds[DELIVERY].client + size * prices.client_byte + nodes * prices.node
+        self._client._hear(DELIVERY, work, self._hear)
+
+    def _hear(self) -> None:
+        self._receive(self.pending.popleft())
+
+    def cancel(self) -> None:
+        """See :meth:`Watch.cancel`."""
+        self._client.etcd.unwatch(self)
+        self._receive = lambda events: None
+
+
+def _succeed(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: EtcdError) -> None:
+    if not future.done():
+        future.set_exception(error)

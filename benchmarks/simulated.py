@@ -1,0 +1,200 @@
+"""Worlds of nodes on the modelled etcd: what they take to form, to run, and to form anew after a loss.
+
+The nodes run the protocol as it is installed; the simulated etcd under it is part of the tests, so that this works in
+a clone only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import random
+import resource
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rendezvous.benchmarks.crew import PROCESSES
+from rendezvous.benchmarks.model import KEEP_ALIVE, ModelClient, ModelEtcd, Prices
+from rendezvous.benchmarks.nodes import POLL_INTERVAL, PORT
+from rendezvous.benchmarks.queueing import Cores, Station
+from rendezvous.v3.member import Member, Place, Settings
+from rendezvous.v3.records import Keys, NodeRecord
+from rendezvous.v3.rules import Limits, publish_interval
+
+__all__ = ["Machine", "clone", "predict", "run"]
+
+_TIMEOUT = 600.0
+_INTERVAL, _TTL = 5.0, 15
+
+
+def clone() -> Path | None:
+    """Return the folder of the clone that this is in; None where there is none."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "tests" / "simulation" / "etcd.py").exists() else None
+
+
+def _simulation(module: str) -> Any:
+    """Import a module of the simulation, from whatever folder this runs in."""
+    sys.path.insert(0, str(clone()))
+    try:
+        return importlib.import_module(f"tests.simulation.{module}")
+    finally:
+        sys.path.pop(0)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the nodes and etcd run.
+
+    Attributes:
+        shared: nodes and etcd share the cores of one machine, the nodes in few processes; else each node has a process
+            and a core of its own, and so has etcd.
+        prices: what everything costs.
+    """
+
+    prices: Prices
+    shared: bool = False
+
+
+@dataclass
+class _Node:
+    client: ModelClient
+    member: Member
+    dies: bool = False
+
+
+@dataclass
+class _World:
+    machine: Machine
+    nodes: int
+    seed: int
+    stations: list[Station] = field(default_factory=list)
+    members: list[_Node] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        cores = Cores(PROCESSES) if self.machine.shared else Cores(1)
+        self.random = random.Random(self.seed)
+        self.keys = Keys("/rendezvous", "benchmark")
+        station = Station(cores, cores.number)
+        self.etcd = ModelEtcd(_simulation("etcd").Etcd, station, self.machine.prices, self.keys)
+        self.settings = Settings("benchmark", Limits(self.nodes, self.nodes), _INTERVAL, _TTL)
+        if self.machine.shared:
+            self.stations = [Station(cores) for _ in range(PROCESSES)]
+            self.clients = [self._client(station, number) for number, station in enumerate(self.stations)]
+        for index in range(self.nodes):
+            self.add(index)
+
+    def _client(self, station: Station, number: int) -> ModelClient:
+        return ModelClient(self.etcd, station, random.Random(f"{self.seed}/client/{number}"))
+
+    def add(self, index: int) -> _Node:
+        if self.machine.shared:
+            client = self.clients[index % PROCESSES]
+        else:
+            self.stations.append(Station(Cores(1)))
+            client = self._client(self.stations[-1], index)
+        record = NodeRecord(f"node-{index:05d}", 12345, index)
+        member = Member(client, self.keys, record, self.settings, random.Random(f"{self.seed}/{index}"))
+        self.members.append(_Node(client, member))
+        return self.members[-1]
+
+    # What happens.
+
+    async def form(self) -> dict[str, Any]:
+        """Have all nodes join at once."""
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        places = await asyncio.gather(*(self._join(node) for node in self.members))
+        took = clock() - start
+        self._check(places)
+        return {"seconds": took, **self._load(took)}
+
+    async def _join(self, node: _Node) -> Place:
+        place, _ = await node.member.join(_TIMEOUT, lambda: PORT)
+        return place
+
+    def _check(self, places: list[Place]) -> None:
+        if sorted((place.rank, place.world_size) for place in places) != [(k, self.nodes) for k in range(self.nodes)]:
+            raise RuntimeError("the nodes of the model did not form one world")
+
+    def _load(self, seconds: float) -> dict[str, Any]:
+        """Return what has happened, as all say who take part."""
+        traffic, busy, width = self.etcd.traffic, self.etcd.station.busy, self.etcd.station.width
+        most = max(self.stations, key=lambda station: station.busy.total())
+        return {
+            "per_node": {kind: count / self.nodes for kind, count in traffic.items()},
+            "etcd_busy": {kind: spent / seconds / width for kind, spent in busy.items()},
+            "client_busy": {kind: spent / seconds for kind, spent in most.busy.items()},
+        }
+
+    def _forget(self) -> None:
+        """Count from now on."""
+        self.etcd.traffic.clear()
+        for station in (self.etcd.station, *self.stations):
+            station.busy = Counter()
+
+    async def rest(self) -> dict[str, Any]:
+        """Let the world run until the coordinator may tell of a loss at once."""
+        self._forget()
+        seconds = max(2 * _INTERVAL, publish_interval(self.nodes, urgent=True))
+        await asyncio.sleep(seconds)
+        load = self._load(seconds)
+        return {"seconds": seconds, "keep_alives_per_second": self.etcd.traffic[KEEP_ALIVE] / seconds, **load}
+
+    async def lose_one(self) -> dict[str, Any]:
+        """Have one node stand by and another die; return what it takes from the end of its lease on."""
+        loop = asyncio.get_running_loop()
+        spare = loop.create_task(self._join(self.add(self.nodes)))
+        await asyncio.sleep(2 * _INTERVAL)
+        lost = self.members[self.nodes // 2]
+        lost.dies = lost.client.dead = True
+        key = self.keys.node(lost.member.node_id or 0)
+        self._forget()
+        agents = [loop.create_task(self._agent(node)) for node in self.members[: self.nodes] if not node.dies]
+        places = await asyncio.gather(spare, *agents)
+        took = loop.time() - self.etcd.gone[key]
+        self._check(places)
+        return {"seconds": took, **self._load(took + _TTL)}
+
+    async def _agent(self, node: _Node) -> Place:
+        """Join again when others wait, as an agent does that asks now and then."""
+        while not node.member.num_nodes_waiting():
+            await node.member.view.change(_TIMEOUT)
+        await asyncio.sleep(self.random.uniform(0, POLL_INTERVAL))
+        return await self._join(node)
+
+
+def run(machine: Machine, nodes: int, seed: int = 0, formation_only: bool = False) -> dict[str, Any]:
+    """Return what a world of ``nodes`` takes on ``machine``: to form, to run, and to form anew after a loss."""
+    loop = _simulation("virtual").LargeLoop()
+    loop.thread_time = 0.0  # to say where the workers meet takes no time: no worker is started
+
+    async def scenario() -> dict[str, Any]:
+        world = _World(machine, nodes, seed)
+        result = {"formation": await world.form()}
+        if not formation_only:
+            result |= {"steady": await world.rest(), "loss": await world.lose_one()}
+        return result
+
+    try:
+        return dict(loop.run_until_complete(scenario()))
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def predict(machine: Machine, nodes: int, formation_only: bool, number: int, pipe: Connection) -> None:
+    """Say what :func:`run` returns, and what it took to find out, in a process of its own."""
+    gc.disable()
+    start = time.monotonic()
+    result = run(machine, nodes, formation_only=formation_only)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send({**result, "model": {"seconds": time.monotonic() - start, "bytes": memory}})
