@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rendezvous.benchmarks import capacities, scale, worlds
+from rendezvous.benchmarks import capacities, scale, simulated
 from rendezvous.benchmarks.model import GRANT, KINDS, READ, SERIALIZABLE, WATCH, WRITE, Cost, Prices
 from rendezvous.benchmarks.queueing import Cores, Station
 from rendezvous.benchmarks.simulated import Machine
@@ -127,7 +127,7 @@ def test_timers_come_in_their_order_and_cancelled_ones_do_not():
 
 
 def test_a_world_of_one_node_takes_its_requests_one_after_the_other():
-    found = worlds.run(Machine(prices(etcd=0.0, client=0.0, latency=1.0)), 1, formation_only=True)
+    found = simulated.run(Machine(prices(etcd=0.0, client=0.0, latency=1.0)), 1, formation_only=True)
     # Lease and watch side by side; the transaction; then the coordinator: its watch, ctl/, the run's lease, the
     # leftovers, the nodes, and the outcome, of which the node hears half a second after etcd has it; and as rank 0 it
     # says where to meet.
@@ -136,7 +136,7 @@ def test_a_world_of_one_node_takes_its_requests_one_after_the_other():
 
 def test_a_world_takes_no_less_than_its_work_at_the_capacity_of_etcd():
     machine = Machine(prices(etcd=1 / 1000, client=0.0, latency=0.0))
-    formation = worlds.run(machine, 200, formation_only=True)["formation"]
+    formation = simulated.run(machine, 200, formation_only=True)["formation"]
     requests = sum(formation["per_node"][kind] for kind in (GRANT, WRITE, WATCH, READ))
     assert requests == pytest.approx(3, abs=0.05)
     assert formation["seconds"] > 200 * requests / 1000
@@ -145,7 +145,7 @@ def test_a_world_takes_no_less_than_its_work_at_the_capacity_of_etcd():
 
 def test_a_world_is_the_same_each_time_for_a_seed():
     machine = Machine(prices())
-    first, second, other = (worlds.run(machine, 30, seed) for seed in (1, 1, 2))
+    first, second, other = (simulated.run(machine, 30, seed) for seed in (1, 1, 2))
     assert first == second
     assert first != other
     assert first["loss"]["seconds"] < 1.0
@@ -153,13 +153,13 @@ def test_a_world_is_the_same_each_time_for_a_seed():
 
 
 def test_a_large_world_looks_up_its_shards():
-    formation = worlds.run(Machine(prices(etcd=1e-5)), 1500, formation_only=True)["formation"]
+    formation = simulated.run(Machine(prices(etcd=1e-5)), 1500, formation_only=True)["formation"]
     assert formation["per_node"][SERIALIZABLE] == 1.0
 
 
 def test_nodes_that_share_two_cores_with_etcd_need_all_their_work_divided_by_two():
     machine = Machine(prices(etcd=2e-4, client=3e-4, latency=0.0), shared=True)
-    formation = worlds.run(machine, 100, formation_only=True)["formation"]
+    formation = simulated.run(machine, 100, formation_only=True)["formation"]
     pieces = sum(formation["per_node"].get(kind, 0.0) for kind in KINDS)
     assert formation["seconds"] == pytest.approx(100 * pieces * 5e-4 / 2, rel=0.1)
 
@@ -167,7 +167,7 @@ def test_nodes_that_share_two_cores_with_etcd_need_all_their_work_divided_by_two
 def test_a_request_that_etcd_is_too_slow_for_is_tried_again():
     slow = prices()
     slow.kinds[GRANT] = Cost(0.1, 0.0, 0.0)
-    formation = worlds.run(Machine(slow), 80, formation_only=True)["formation"]
+    formation = simulated.run(Machine(slow), 80, formation_only=True)["formation"]
     assert formation["per_node"][GRANT] > 1.3  # those that were answered within 5 s were not
 
 
@@ -211,7 +211,7 @@ def test_published_figures_are_capacities_and_the_time_of_one_client():
 
 
 def test_without_the_sources_the_benchmark_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(worlds, "clone", lambda: None)
+    monkeypatch.setattr(simulated, "clone", lambda: None)
     rows = scale.measure()
     assert "run this in a clone" in rows[0]["failed"]
     assert "run this in a clone" in scale.tables(rows)[0].markdown()
@@ -219,7 +219,7 @@ def test_without_the_sources_the_benchmark_says_what_is_missing(monkeypatch):
 
 def test_the_tables_say_that_they_are_predictions_and_name_errors_and_failures():
     machine = Machine(prices())
-    world = worlds.run(machine, 10)
+    world = simulated.run(machine, 10)
     load = {"requests": 2.0, "watches": 1.0, "bytes": 1024.0}
     real = {"seconds": 2 * world["formation"]["seconds"], "per_node": load}
     rows = [
