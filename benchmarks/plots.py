@@ -57,7 +57,25 @@ def state(rows: Rows, axes: Any) -> None:
     axes.legend(fontsize=8)
 
 
-PLOTS = {"formation": formation, "state": state}
+def scale(rows: Rows, axes: Any) -> None:
+    """Draw the seconds of real and predicted worlds by the number of nodes."""
+    checks = [row for row in rows if row["part"] == "check" and "failed" not in row]
+    predictions = [row for row in rows if row["part"] == "prediction" and "failed" not in row]
+    lines = {
+        "this machine, real": [(row["nodes"], row["real"]["seconds"]) for row in checks],
+        "this machine, predicted": [(row["nodes"], row["predicted"]["formation"]["seconds"]) for row in checks],
+        "etcd's published figures, predicted": [(row["nodes"], row["formation"]["seconds"]) for row in predictions],
+    }
+    styles = ({"color": "tab:blue", "marker": "o"}, {"color": "tab:blue", "linestyle": "--"}, {"color": "tab:green"})
+    for (label, points), style in zip(lines.items(), styles, strict=True):
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **{"marker": "x", **style})
+    axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="seconds until the world has formed")
+    axes.set_title("Forming a world: the model, and what it is held against", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+PLOTS = {"formation": formation, "state": state, "scale": scale}
 
 
 def draw(name: str, rows: Rows, folder: Path) -> None:

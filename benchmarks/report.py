@@ -17,6 +17,7 @@ FRONT = ("formation", "recovery")
 
 ALT = {
     "formation": "Seconds to form a world by the number of nodes, for each backend",
+    "scale": "Seconds to form a world by the number of nodes: real, and predicted by the model",
     "state": "Microseconds of a swap cycle by the number of nodes: compiled, pure and torch's pickle",
 }
 
