@@ -7,6 +7,7 @@ the processes count their CPU. One client alone gives the latency: what remains 
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import statistics
 import time
@@ -195,6 +196,8 @@ class _Load:
 
 
 def _work(endpoint: str, count: int, number: int, pipe: Connection) -> None:
+    gc.disable()  # as the nodes have it
+
     async def run() -> None:
         await _Load(endpoint, number, count).run(pipe)
 
