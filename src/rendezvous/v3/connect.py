@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 from rendezvous import config
 from rendezvous.api import RendezvousConnectionError, RendezvousParameters
@@ -49,6 +50,8 @@ _clients: dict[tuple[object, ...], EtcdClient] = {}
 def connect(params: RendezvousParameters) -> EtcdClient:
     """Return the client for the etcd that ``params`` name: one a process for the same endpoints and credentials.
 
+    It begins with any of the endpoints, so that the nodes of a job spread over them.
+
     Configuration: ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``, ``ca_cert`` (paths of PEM files),
     ``username``, and ``password_file`` or the environment variable ``RENDEZVOUS_ETCD_PASSWORD``; ``read_timeout``,
     the seconds for which an etcd that does not answer at first is tried (60, but not more than 10).
@@ -87,7 +90,9 @@ async def _connect(endpoints: list[tuple[str, int]], credentials: Credentials, p
     identity = (tuple(endpoints), credentials)
     client = _clients.get(identity)
     if client is None:
-        client = GrpcEtcdClient(endpoints, credentials)
+        # Nodes that all asked the first would load one member alone.
+        start = random.randrange(len(endpoints))
+        client = GrpcEtcdClient(endpoints[start:] + endpoints[:start], credentials)
         try:
             await client.check(asyncio.get_running_loop().time() + patience)
         except RendezvousConnectionError as exc:
