@@ -8,8 +8,8 @@ TORCH  ?= torch==2.13.0
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
-# Most tests wait most of the time.
-SIDE_BY_SIDE ?= -n 3 --dist loadgroup
+# Most tests wait most of the time. Those of the distribution build in the one tree and go alone.
+SIDE_BY_SIDE ?= -n 3
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
@@ -61,7 +61,8 @@ lint: $(VENV)/.built-dev
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 test-compiled: $(VENV)/.built-dev
-	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) --ignore=tests/test_distribution.py
+	$(BIN)/python -m pytest --require-all tests/test_distribution.py
 
 # What the core makes no difference to is tested once, above; its own tests go through both twins there.
 test-pure: $(VENV)/.built-dev

@@ -24,8 +24,6 @@ ROOT = Path(__file__).parent.parent
 pytest.importorskip("build")
 pytest.importorskip("installer")
 
-pytestmark = pytest.mark.xdist_group("distribution")  # what is built is built once
-
 
 def build(source: Path, out: Path, *arguments: str, **environment: str) -> Path:
     subprocess.run(
