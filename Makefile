@@ -95,10 +95,10 @@ wheels: $(VENV)/.built-release
 	$(BIN)/python tools/check_dist.py dist
 
 bench: $(VENV)/.built-dev
-	$(BIN)/python -m rendezvous.benchmarks.run
+	$(BIN)/rendezvous bench
 
 bench-full: $(VENV)/.built-dev
-	$(BIN)/python -m rendezvous.benchmarks.run --full
+	$(BIN)/rendezvous bench --full
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info src/_core/*.c src/rendezvous/_core/*.so

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "code is 1 on every host unless each world formed.",
     )
     group.add_argument("--endpoint", metavar="HOST:PORT[,...]", help="the etcd cluster")
-    group.add_argument("--nodes", type=_count, metavar="N", help="how many nodes on all hosts together")
-    group.add_argument("--per-host", type=_count, metavar="K", help="how many of them on each host (default: 1)")
+    group.add_argument("--nodes", type=at_least(1), metavar="N", help="how many nodes on all hosts together")
+    group.add_argument("--per-host", type=at_least(1), metavar="K", help="how many of them on each host (default: 1)")
     group.add_argument(
         "--run-id",
         metavar="ID",
@@ -59,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is mpirun (PMIX_NAMESPACE) or srun (SLURM_JOB_ID and SLURM_STEP_ID)",
     )
     group.add_argument(
-        "--rounds", type=_count, metavar="R", help=f"how many worlds to form, one after another (default: {_ROUNDS})"
+        "--rounds",
+        type=at_least(1),
+        metavar="R",
+        help=f"how many worlds to form, one after another (default: {_ROUNDS})",
     )
     group.add_argument(
         "--contender", metavar="NAME", help=f"which rendezvous (default: etcd-v3): {'; '.join(CONTESTANTS)}"
@@ -73,14 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--local-addr", metavar="ADDRESS", help="the address of this host (default: its full name)")
 
 
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1, not '{text}'")
-    return value
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads an integer from ``least``, above 0, on a command line."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = 0
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be an integer from {least}, not '{text}'")
+        return value
+
+    return read
 
 
 def wanted(options: argparse.Namespace) -> bool:

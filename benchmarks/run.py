@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,15 +72,3 @@ def measure(name: str, full: bool, folder: Path) -> None:
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     for table in benchmark.tables(result["rows"]):
         table.show()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run benchmarks; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    return int(options.run(options))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,6 +13,7 @@ from rendezvous import demo
 from rendezvous._core import COMPILED
 from rendezvous.api import RendezvousError
 from rendezvous.benchmarks import run as benchmarks
+from rendezvous.benchmarks.hosts import at_least
 from rendezvous.etcd_server import EtcdServer
 
 __all__ = ["main"]
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         help="form a world on this machine, kill some of its nodes, form the next",
         description="Form a world of many nodes on this machine, kill one in eight of them, and form the next.",
     )
-    command.add_argument("--nodes", type=_at_least_two, default=64, metavar="N", help="how many nodes (default 64)")
+    command.add_argument("--nodes", type=at_least(2), default=64, metavar="N", help="how many nodes (default 64)")
     command.add_argument("--endpoint", metavar="HOST:PORT", help="the etcd to use; one of its own unless given")
     command.add_argument("--json", action="store_true", help="print what happened as JSON, and nothing else")
     command.set_defaults(run=_demo)
@@ -49,16 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmarks.add_arguments(command)
     return parser
-
-
-def _at_least_two(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"must be an integer from 2, not '{text}'")
-    return value
 
 
 def _demo(options: argparse.Namespace) -> int:

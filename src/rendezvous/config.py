@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from rendezvous.api import RendezvousParameters
 
 __all__ = [
+    "CLIENT_KEYS",
     "HANDLER_KEYS",
     "existing_file",
     "natural_int",
@@ -33,6 +34,18 @@ HANDLER_KEYS = (
     "keep_alive_interval",
     "keep_alive_max_attempt",
 )
+CLIENT_KEYS = (
+    "protocol",
+    "ssl_cert",
+    "ssl_cert_key",
+    "ca_cert",
+    "username",
+    "password",
+    "password_file",
+    "read_timeout",
+)
+"""What says how a client reaches etcd, over either API."""
+
 # torchrun adds these to every configuration, whatever the backend.
 _LAUNCHER_KEYS = ("timeout", "rank", "is_host")
 

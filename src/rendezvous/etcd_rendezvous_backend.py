@@ -18,17 +18,6 @@ _DEFAULT_TTL = 7200
 _KEY_PREFIX = "/torch/elastic/rendezvous"
 _STORE_PREFIX = "/torch/elastic/store"
 
-_BACKEND_KEYS = (
-    "protocol",
-    "ssl_cert",
-    "ssl_cert_key",
-    "ca_cert",
-    "username",
-    "password",
-    "password_file",
-    "read_timeout",
-)
-
 
 class EtcdRendezvousBackend(RendezvousBackend):
     """Keeps the state under one key of etcd's v2 API, in base64, as torch's backend of the same name does.
@@ -95,11 +84,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         """See :meth:`RendezvousBackend.watch`. Returns the oldest change since ``token``."""
-        # etcd remembers its last 1,000 changes, of all keys. The key's own index may be older than that; etcd's index
-        # at the moment when the key was last read is not.
         known = index_of(token)
         if known is None or timeout <= 0:
             return None
+        # etcd remembers its last 1,000 changes, of all keys. The key's own index may be older than that; etcd's index
+        # at the moment when the key was last read is not.
         seen, index = self._seen
         since = index if seen == known else known
         try:
@@ -155,7 +144,7 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
         RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
         ValueError: a value is malformed or out of range.
     """
-    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *_BACKEND_KEYS))
+    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *config.CLIENT_KEYS))
     if not params.run_id:
         raise ValueError("The run id must not be empty.")
     key_path(f"{_KEY_PREFIX}/{params.run_id}")

@@ -15,17 +15,7 @@ from rendezvous.v3.records import Keys
 
 __all__ = ["CONNECTION_KEYS", "connect", "run_keys"]
 
-CONNECTION_KEYS = (
-    "protocol",
-    "ssl_cert",
-    "ssl_cert_key",
-    "ca_cert",
-    "username",
-    "password",
-    "password_file",
-    "read_timeout",
-    "prefix",
-)
+CONNECTION_KEYS = (*config.CLIENT_KEYS, "prefix")
 """The keys of the configuration that are read here."""
 
 _DEFAULT_PREFIX = "/rendezvous"
