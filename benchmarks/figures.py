@@ -64,7 +64,7 @@ def _ratio(above: Callable[[Results], float], below: Callable[[Results], float])
 def _per_node(names: tuple[str, ...], nodes: int) -> Callable[[Results], float]:
     def reached(results: Results) -> float:
         load = _row(results, "formation", contender=_MANY, nodes=nodes)["per_node"]
-        return round(sum(float(load[name]) for name in names), 2)
+        return sum(float(load[name]) for name in names)
 
     return reached
 
@@ -112,7 +112,7 @@ FIGURES = (
     ),
     Figure(
         "at most 4 requests a node and round, watches included, 10,000 nodes",
-        "{:.2f}",
+        "{:.4f}",
         _per_node(("requests", "watches"), 10_000),
         most=4.0,
     ),
