@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from pyetcd.etcdrpc import rpc_pb2, rpc_pb2_grpc
 
 from rendezvous.v3.connection import Credentials
 from rendezvous.v3.etcd_cluster import EtcdCluster
@@ -55,3 +56,10 @@ class Cluster(EtcdCluster):
             super().__init__(members, None if tls is None else tls.credentials, (*flags, *more))
         except FileNotFoundError as exc:
             pytest.skip(str(exc))
+
+    def have_lead(self, member: int) -> None:
+        """Have ``member`` lead."""
+        target = self._status(member)[1]
+        while (leader := self.leader) != member:
+            request = rpc_pb2.MoveLeaderRequest(targetID=target)
+            rpc_pb2_grpc.MaintenanceStub(self.channel(leader)).MoveLeader(request, timeout=BOUND)
