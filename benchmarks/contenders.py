@@ -45,7 +45,7 @@ class Contender:
     @property
     def environment(self) -> dict[str, str]:
         """What its processes must find in their environment."""
-        return {"RENDEZVOUS_NO_EXTENSIONS": "1"} if self.pure else {}
+        return {"RENDEZVOUS_NO_EXTENSIONS": "1" if self.pure else ""}
 
     @property
     def obstacle(self) -> str | None:

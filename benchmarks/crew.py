@@ -16,7 +16,11 @@ PROCESSES = 2
 """How many processes share the nodes of one machine: this many cores are assumed."""
 
 
-class Failed(Exception):
+LATE = "not done in time"
+"""Why what was not done within its time-out has failed."""
+
+
+class Failed(RuntimeError):
     """What was to be measured did not happen; the message says why."""
 
 
@@ -59,12 +63,8 @@ class Crew:
         while len(answers) < len(self.pipes):
             ready = wait([pipe for pipe in self.pipes if pipe not in answers], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise Failed("not done in time")
-            for pipe in ready:
-                answer = _receive(pipe)
-                if isinstance(answer, Failure):
-                    raise Failed(answer.reason)
-                answers[pipe] = answer
+                raise Failed(LATE)
+            answers |= {pipe: receive(pipe) for pipe in ready}  # type: ignore[arg-type]
         return [answers[pipe] for pipe in self.pipes]
 
     def tell(self, word: Any = "go on") -> None:
@@ -73,11 +73,15 @@ class Crew:
             pipe.send(word)
 
 
-def _receive(pipe: Connection) -> Any:
+def receive(pipe: Connection) -> Any:
+    """Return what a process says next. Raises Failed where it failed, or died."""
     try:
-        return pipe.recv()
+        answer = pipe.recv()
     except EOFError:
-        return Failure("a process of the benchmark died")
+        answer = Failure("a process of the benchmark died")
+    if isinstance(answer, Failure):
+        raise Failed(answer.reason)
+    return answer
 
 
 def _work(work: Callable[..., None], arguments: tuple[Any, ...], number: int, pipe: Connection) -> None:

@@ -211,8 +211,8 @@ def run(options: argparse.Namespace) -> int:
     result = worlds.run(plan)
     if result is None:
         return 0
-    worlds.table(result).show()
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    worlds.table(result).show()
     return int(any("failed" in row for row in result["rows"]))

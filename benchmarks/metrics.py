@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import ssl
 import urllib.request
+
+from rendezvous.benchmarks.crew import Failed
 
 NAMES = ("requests", "watches", "keep_alives", "bytes", "raft", "cpu")
 
@@ -18,13 +21,16 @@ def load(endpoint: str, tls: ssl.SSLContext | None = None, patience: float = 30.
     raft: writes, which all members of a cluster agree on
     cpu: seconds
 
-    Raises OSError where etcd does not answer within ``patience`` seconds.
+    Raises Failed where etcd does not answer within ``patience`` seconds.
     """
     # Not by way of a proxy, whatever the environment says: no more than the nodes.
     handlers = [urllib.request.ProxyHandler({}), *([] if tls is None else [urllib.request.HTTPSHandler(context=tls)])]
     url = f"{'http' if tls is None else 'https'}://{endpoint}/metrics"
-    with urllib.request.build_opener(*handlers).open(url, timeout=patience) as answer:
-        text = answer.read().decode()
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=patience) as answer:
+            text = answer.read().decode()
+    except (OSError, http.client.HTTPException) as exc:
+        raise Failed(f"etcd's counters could not be read from {url}: {exc}") from exc
 
     def total(pattern: str) -> float:
         return sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rendezvous.benchmarks.contenders import CONTENDERS, Kind
+from rendezvous.benchmarks.contenders import CONTENDERS, Job, Kind
 
 Rows = list[dict[str, Any]]
 
@@ -27,20 +27,20 @@ def formation(rows: Rows, axes: Any) -> None:
         points = [(row["nodes"], row["seconds"]) for row in rows if row["contender"] == name and "seconds" in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=_label(name), **style)
-        failed = [row["nodes"] for row in rows if row["contender"] == name and _tried_in_vain(row)]
+        failed = [row["nodes"] for row in rows if row["contender"] == name and "failed" in row]
         if failed:
-            axes.plot(failed, [120.0], color=style["color"], marker="x", markersize=10, linestyle="none")
+            axes.plot(
+                failed, [Job.timeout] * len(failed), color=style["color"], marker="x", markersize=10, linestyle="none"
+            )
     axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="seconds until the world has formed")
-    axes.set_title("Forming a world: nodes and one etcd on two cores (x: failed, or not within 120 s)", fontsize=10)
+    axes.set_title(
+        f"Forming a world: nodes and one etcd on two cores (x: failed, or not within {Job.timeout:g} s)", fontsize=10
+    )
     axes.legend(fontsize=8)
 
 
 def _label(name: str) -> str:
     return name + {Kind.FLOOR: " (bare requests)"}.get(CONTENDERS[name].kind, "")
-
-
-def _tried_in_vain(row: dict[str, Any]) -> bool:
-    return "failed" in row and not row["failed"].startswith(("not tried", "torch is not"))
 
 
 def state(rows: Rows, axes: Any) -> None:

@@ -36,7 +36,8 @@ def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: st
         if name in plots.PLOTS:
             parts.append(f"![{ALT[name]}]({folder}/{name}.png)")
         parts += [table.markdown() for table in run.module(name).tables(results[name]["rows"])]
-        parts.append(summary(results[name]["circumstances"]))
+        which = "" if results[name]["full"] else " The short set."
+        parts.append(summary(results[name]["circumstances"]) + which)
     return "\n\n".join(parts)
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,14 +55,30 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"no such benchmark: {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
     if hosts.wanted(options):
         return hosts.run(options)
-    if not options.readme:
-        for name in options.names or BENCHMARKS:
-            measure(name, options.full, options.output)
-    if options.output.resolve() == RESULTS.resolve():
+    in_clone = options.output.resolve() == RESULTS.resolve()
+    if options.readme and (options.names or options.full or not in_clone):
+        raise ValueError("--readme works in a clone, on its own results, and measures nothing: give nothing else")
+    if in_clone and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(
+            f"matplotlib is missing, which draws the plots of {README}: pip install 'etcd-rendezvous[bench]', or send "
+            "the results elsewhere with --output"
+        )
+    done = options.readme or all([measured(name, options.full, options.output) for name in options.names or BENCHMARKS])
+    if in_clone:
         from rendezvous.benchmarks import report
 
         report.write(README, RESULTS)
-    return 0
+    return 0 if done else 1
+
+
+def measured(name: str, full: bool, folder: Path) -> bool:
+    """Run one benchmark; return whether it could, so that the others run where it could not."""
+    try:
+        measure(name, full, folder)
+    except (OSError, RuntimeError) as exc:
+        print(f"rendezvous bench {name}: {exc}", file=sys.stderr)
+        return False
+    return True
 
 
 def measure(name: str, full: bool, folder: Path) -> None:

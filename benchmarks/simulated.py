@@ -140,9 +140,9 @@ class _World:
             station.busy = Counter()
 
     async def rest(self) -> dict[str, Any]:
-        """Let the world run until the coordinator may tell of a loss at once."""
+        """Let the world run for some keep-alives, and until the coordinator may tell of a loss at once."""
         self._forget()
-        seconds = max(2 * _INTERVAL, publish_interval(self.nodes, urgent=True))
+        seconds = max(10 * _INTERVAL, publish_interval(self.nodes, urgent=True))
         await asyncio.sleep(seconds)
         load = self._load(seconds)
         return {"seconds": seconds, "keep_alives_per_second": self.etcd.traffic[KEEP_ALIVE] / seconds, **load}

@@ -2,8 +2,8 @@
 
 All three hold the same nodes: host names of a cloud provider, 42 bytes long and random in three of four numbers, as
 participants of a complete round. Each contender runs in a process of its own; before it is timed, its result must
-hold the right nodes and, for our twins, the same bytes. A time is the least of several runs; memory is the growth of
-the process's peak while it decodes.
+hold the right nodes and, for our twins, the same bytes. A time is the least of several runs; memory is the most
+that Python has allocated while it decodes.
 
 What this does not show: a compare-and-swap also takes a round trip to etcd, about a millisecond, beside which the
 compiled cycle vanishes and the others do not.
@@ -14,22 +14,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib
-import importlib.util
 import multiprocessing
 import pickle
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from rendezvous.benchmarks.tables import MISSING, Table, by
+from rendezvous.benchmarks import contenders
+from rendezvous.benchmarks.crew import Failed
+from rendezvous.benchmarks.tables import MISSING, Table, by, remarks
 from rendezvous.etcd_client import EtcdClient
 from rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend
 from rendezvous.etcd_server import EtcdServer
 
-CONTENDERS = ("compiled", "pure", "torch")
+CONTENDERS = {"compiled": "etcd-v2", "pure": "etcd-v2, pure", "torch": "torch etcd-v2"}
+"""Whose state it is: names of the contenders of the other benchmarks."""
+
 SIZES = (8, 64, 1000, 10_000)
 NOW = 1_760_000_000_000
 EXPIRY = 15_000
@@ -65,8 +68,8 @@ def ours(twin: str, count: int) -> dict[str, Any]:
         return current.encode()
 
     result = State.decode(cycle())
-    assert len(result) == count + 1
-    assert result.heartbeat(NEWCOMER) == NOW
+    if len(result) != count + 1 or result.heartbeat(NEWCOMER) != NOW:
+        raise Failed(f"the {twin} cycle does not hold what it must")
     return {
         **timed(cycle, lambda: State.decode(data), state.encode, count),
         "bytes": len(data),
@@ -98,7 +101,8 @@ def torchs(count: int) -> dict[str, Any]:
         current.last_heartbeats[newcomer] = when(NOW)
         return pickle.dumps(current)
 
-    assert len(pickle.loads(cycle()).participants) == count + 1
+    if len(pickle.loads(cycle()).participants) != count + 1:
+        raise Failed("torch's cycle does not hold what it must")
     return {**timed(cycle, lambda: pickle.loads(data), lambda: pickle.dumps(state), count), "bytes": len(data)}
 
 
@@ -161,8 +165,9 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
     for size in SIZES:
         digests = set()
         for contender in CONTENDERS:
-            if contender == "torch" and importlib.util.find_spec("torch") is None:
-                rows.append({"contender": contender, "nodes": size, "failed": "torch is not installed"})
+            obstacle = contenders.CONTENDERS[CONTENDERS[contender]].obstacle
+            if obstacle is not None:
+                rows.append({"contender": contender, "nodes": size, "obstacle": obstacle})
                 continue
             with context.Pool(1) as pool:
                 row = pool.apply(contend, (contender, size))
@@ -170,39 +175,65 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
             stored = len(base64.b64encode(bytes(row["bytes"])))
             rows.append({"contender": contender, "nodes": size, **row, "stored_bytes_per_node": stored / size})
             print(rows[-1], flush=True)
-        assert len(digests - {None}) == 1, "the twins' bytes differ"
-    steps = {f"backoff_{twin}_us": backoff(twin) for twin in ("compiled", "pure")}
-    rows.append({"contender": "etcd", "nodes": 0, "round_trip_us": round_trip(), **steps})
+        if len(digests - {None}) > 1:
+            raise Failed("the twins' bytes differ")
+    twins = {row["contender"] for row in rows if "cycle_us" in row} - {"torch"}
+    steps = {twin: backoff(twin) for twin in sorted(twins)}
+    rows.append({"contender": "etcd", "nodes": 0, "round_trip_us": round_trip(), "backoff_us": steps})
     print(rows[-1], flush=True)
     return rows
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """Return the time of a cycle and the size, and what a step of the backoff costs."""
+    """Return the time of a cycle and the size; its parts and the memory; and what a step of the backoff costs."""
     found = by(rows, "nodes", "contender")
-    lines = []
+
+    def cells(nodes: int, names: Iterable[str], unit: str, value: Callable[[dict[str, Any]], float]) -> list[str]:
+        chosen = (found[nodes, name] for name in names)
+        return [unit.format(value(row)) if "cycle_us" in row else MISSING for row in chosen]
+
+    def ratios(nodes: int, *names: str) -> list[str]:
+        compiled = found[nodes, "compiled"]
+        if "cycle_us" not in compiled:
+            return [MISSING for _ in names]
+        return cells(nodes, names, "{:.0f}", lambda row: row["cycle_us"] / compiled["cycle_us"])
+
+    cycles, parts = [], []
     for nodes in SIZES:
-        compiled, pure, torch = (found[nodes, name] for name in CONTENDERS)
-        line = [f"{nodes:,}"]
-        for row in (compiled, pure, torch):
-            line.append(f"{row['cycle_us']:,.0f} µs" if "cycle_us" in row else MISSING)
-        for row in (pure, torch):
-            line.append(f"{row['cycle_us'] / compiled['cycle_us']:.0f}" if "cycle_us" in row else MISSING)
-        for row in (compiled, torch):
-            line.append(f"{row['stored_bytes_per_node']:.1f}" if "cycle_us" in row else MISSING)
-        lines.append(line)
+        cycles.append(
+            [
+                f"{nodes:,}",
+                *cells(nodes, CONTENDERS, "{:,.0f} µs", lambda row: row["cycle_us"]),
+                *ratios(nodes, "pure", "torch"),
+                *cells(nodes, ("pure", "torch"), "{:.1f}", lambda row: row["stored_bytes_per_node"]),
+            ]
+        )
+        parts.append(
+            [
+                f"{nodes:,}",
+                *cells(nodes, CONTENDERS, "{:,.0f} µs", lambda row: row["decode_us"]),
+                *cells(nodes, CONTENDERS, "{:,.0f} µs", lambda row: row["encode_us"]),
+                *cells(nodes, CONTENDERS, "{:,.0f} KiB", lambda row: row["memory_bytes"] / 1024),
+            ]
+        )
     etcd = found[0, "etcd"]
+    steps = " and ".join(f"{cost:.2f} µs {twin}" for twin, cost in etcd["backoff_us"].items())
     remark = (
         f"A write to an etcd on the same machine takes {etcd['round_trip_us']:,.0f} µs. One step of the backoff "
-        f"between two tries costs {etcd['backoff_compiled_us']:.2f} µs compiled and {etcd['backoff_pure_us']:.2f} µs "
-        f"in pure Python, and then waits for milliseconds: that it is compiled makes no difference to anybody."
+        f"between two tries costs {steps}, and then waits for milliseconds: that it is compiled makes no difference to "
+        f"anybody."
     )
-    heads = ["nodes", "compiled", "pure", "torch's pickle", "pure / compiled", "torch / compiled"]
+    names = ["compiled", "pure", "torch's pickle"]
     return [
         Table(
             "One swap cycle of the `etcd-v2` state (decode, expire, join, encode), and what a node takes in etcd.",
-            [*heads, "bytes a node", "torch's"],
-            lines,
-            (remark,),
-        )
+            ["nodes", *names, "pure / compiled", "torch / compiled", "bytes a node", "torch's"],
+            cycles,
+            (*remarks(rows), remark),
+        ),
+        Table(
+            "To decode it and to encode it alone, and what Python allocates to decode it.",
+            ["nodes", *(f"{what}, {name}" for what in ("decode", "encode", "memory") for name in names)],
+            parts,
+        ),
     ]

@@ -15,7 +15,7 @@ from rendezvous.benchmarks import metrics
 from rendezvous.benchmarks.contenders import CONTENDERS, Job
 from rendezvous.benchmarks.crew import Crew, Failed, environment
 from rendezvous.benchmarks.formation import WORK, join
-from rendezvous.benchmarks.tables import MISSING, Table, failures
+from rendezvous.benchmarks.tables import MISSING, Table, remarks, seconds
 from rendezvous.etcd_server import EtcdServer
 
 FULL_SECONDS, SHORT_SECONDS = 60.0, 15.0
@@ -33,11 +33,11 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def run(name: str, nodes: int, seconds: float) -> dict[str, Any]:
-    """Let one job run for ``seconds``; return what etcd did meanwhile, per second, or why there is no job."""
+def run(name: str, nodes: int, duration: float) -> dict[str, Any]:
+    """Let one job run for ``duration`` seconds; return what etcd did meanwhile, per second, or why there is no job."""
     contender = CONTENDERS[name]
     if contender.obstacle is not None:
-        return {"failed": contender.obstacle}
+        return {"obstacle": contender.obstacle}
     with EtcdServer(enable_v2=contender.v2) as server, environment(**contender.environment):
         etcd = server.get_endpoint()
         job = Job(name, nodes, etcd)
@@ -45,8 +45,8 @@ def run(name: str, nodes: int, seconds: float) -> dict[str, Any]:
             with Crew(WORK[contender.kind], job) as crew:
                 join(crew, job, etcd)
                 before, start = metrics.load(etcd), time.monotonic()
-                crew.tell(seconds)
-                polls = sum(crew.gather(start + seconds + job.timeout))
+                crew.tell(duration)
+                polls = sum(crew.gather(start + duration + job.timeout))
                 took = time.monotonic() - start
                 per_second = metrics.difference(metrics.load(etcd), before, took)
         except Failed as exc:
@@ -59,12 +59,13 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     lines = []
     for row in rows:
         line = [row["contender"], f"{row['nodes']:,}"]
-        if "failed" in row:
-            lines.append([*line, "failed", *(MISSING for _ in range(5))])
+        if "per_second" not in row:
+            lines.append([*line, seconds(row), *(MISSING for _ in range(5))])
             continue
         load = row["per_second"]
         counts = (f"{load[name]:,.1f}" for name in ("requests", "raft", "keep_alives"))
-        cost = [*counts, f"{load['bytes'] / 1024:,.1f} KiB", f"{load['cpu'] * 100:.1f} %"]
+        sent = MISSING if CONTENDERS[row["contender"]].v2 else f"{load['bytes'] / 1024:,.1f} KiB"
+        cost = [*counts, sent, f"{load['cpu'] * 100:.1f} %"]
         lines.append([*line, f"{row['polls_per_second']:,.0f}", *cost])
     heads = ["", "nodes", "agents ask", "requests", "raft writes", "keep-alives", "bytes sent (v3)", "etcd's CPU"]
-    return [Table("What a running job costs etcd in a second, while nothing happens.", heads, lines, failures(rows))]
+    return [Table("What a running job costs etcd in a second, while nothing happens.", heads, lines, remarks(rows))]

@@ -1,8 +1,9 @@
 """The key-value store of a round: a barrier, many keys at once, one counter for all, and one key that all wait for.
 
 Each client is a thread of two processes with a store of its own, ours over etcd's v3 and v2 API, torch's ``EtcdStore``
-and torch's ``TCPStore``, whose server lives in the first process. Each operation starts for all at once and ends with
-the last; what it returns is checked.
+and torch's ``TCPStore``, whose server lives in the first process. (On the v3 API the stores of a process share one
+connection; the others each have their own.) Each operation starts for all at once and ends with the last; what it
+returns is checked, and what it waits for is there.
 
 barrier     each adds one to a counter, the last to come sets a key, all wait for it: torch's store barrier
 multi_get   one client reads as many keys as there are clients
@@ -21,12 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from rendezvous.api import RendezvousParameters
 from rendezvous.benchmarks import contenders
 from rendezvous.benchmarks.crew import PROCESSES, Crew, Failed, explain
-from rendezvous.benchmarks.tables import Table, by, failures, seconds
+from rendezvous.benchmarks.tables import Table, by, remarks, seconds
 from rendezvous.etcd_server import EtcdServer
 from rendezvous.utils import get_free_port
 
@@ -51,6 +52,14 @@ class Job:
     port: int
 
 
+class Ended(NamedTuple):
+    """When the first and the last client of a process were done, and when one began to set what all wait for."""
+
+    first: float
+    last: float
+    set_at: float | None
+
+
 def measure(full: bool = False) -> list[dict[str, Any]]:
     """Do each operation with each store and number of clients."""
     rows = []
@@ -59,7 +68,7 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
         for contender in CONTENDERS:
             row: dict[str, Any] = {"contender": contender, "nodes": clients}
             if contender in failed:
-                row["failed"] = f"not tried after it failed at {failed[contender]} clients"
+                row["failed_at"] = failed[contender]
             else:
                 row |= run(contender, clients)
                 if "failed" in row:
@@ -70,12 +79,12 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
 
 
 def run(contender: str, clients: int) -> dict[str, Any]:
-    """Do each operation once; return the seconds of each, or why there are none."""
+    """Do each operation once; return the seconds of each, as far as they come, and why not all did."""
     if contender.startswith("torch") and contenders.CONTENDERS["torch c10d"].obstacle is not None:
-        return {"failed": "torch is not installed"}
+        return {"obstacle": contenders.CONTENDERS["torch c10d"].obstacle}
     with EtcdServer() as server:
         job = Job(contender, clients, server.get_endpoint(), get_free_port("localhost"))
-        times = {}
+        times: dict[str, float] = {}
         try:
             with Crew(run_clients, job) as crew:
                 crew.gather(time.monotonic() + TIMEOUT)
@@ -84,11 +93,11 @@ def run(contender: str, clients: int) -> dict[str, Any]:
                     crew.gather(time.monotonic() + TIMEOUT)
                     start = time.monotonic()
                     crew.tell()
-                    pause = FAN_OUT_PAUSE if operation == "fan-out" else 0.0
-                    times[operation] = max(crew.gather(start + TIMEOUT)) - start - pause
+                    took = seconds_from(start, crew.gather(start + TIMEOUT))
+                    times[operation] = took - (FAN_OUT_PAUSE if operation == "fan-out" else 0.0)
         except Failed as exc:
             failed = next(operation for operation in (*OPERATIONS, "the end") if operation not in times)
-            return {"failed": f"{failed}: {exc}"}
+            return {"failed": f"{failed}: {exc}", "seconds_of": times}
     return {"seconds_of": times}
 
 
@@ -106,14 +115,14 @@ def run_clients(job: Job, number: int, pipe: Connection) -> None:
     pipe.send("ready")
     while True:
         operation = pipe.recv()
-        work = WORK[operation]
         if operation == "multi_get" and number == 0:
             for key in range(job.clients):
                 stores[0].set(f"key-{key}", str(key))
+        if operation == "fan-out" and number == 0 and int(stores[0].get("sum")) != ADDITIONS * job.clients:
+            raise RuntimeError("additions were lost")
         pipe.send("ready")
         pipe.recv()
-        together([(work, (store, index, job.clients)) for store, index in zip(stores, indices, strict=True)])
-        pipe.send(time.monotonic())
+        pipe.send(together(WORK[operation], list(zip(stores, indices, strict=True)), job.clients))
 
 
 def make_store(job: Job, first: bool) -> Any:
@@ -139,11 +148,14 @@ def make_store(job: Job, first: bool) -> Any:
     return store
 
 
-def barrier(store: Any, index: int, clients: int) -> None:
+def barrier(store: Any, index: int, clients: int) -> float | None:
     """Come, and wait for all."""
+    set_at = None
     if store.add("arrived", 1) == clients:
+        set_at = time.monotonic()
         store.set("all", "1")
     store.wait(["all"])
+    return set_at
 
 
 def multi_get(store: Any, index: int, clients: int) -> None:
@@ -164,17 +176,21 @@ def add(store: Any, index: int, clients: int) -> None:
         raise RuntimeError("add returned wrong sums")
 
 
-def fan_out(store: Any, index: int, clients: int) -> None:
-    """Wait for the key that the first client sets, once it has seen that no addition was lost."""
+def fan_out(store: Any, index: int, clients: int) -> float | None:
+    """Wait for the key that the first client sets."""
+    set_at = None
     if index == 0:
-        if int(store.get("sum")) != ADDITIONS * clients:
-            raise RuntimeError("additions were lost")
         time.sleep(FAN_OUT_PAUSE)
+        set_at = time.monotonic()
         store.set("go", "1")
     store.wait(["go"])
+    return set_at
 
 
-WORK: dict[str, Callable[[Any, int, int], None]] = {
+Work = Callable[[Any, int, int], "float | None"]
+"""What a client does; returns when it began to set what all wait for, if it did."""
+
+WORK: dict[str, Work] = {
     "barrier": barrier,
     "multi_get": multi_get,
     "add": add,
@@ -182,23 +198,37 @@ WORK: dict[str, Callable[[Any, int, int], None]] = {
 }
 
 
-def together(calls: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    """Make all calls, a thread each, and wait for them. Raises RuntimeError where one fails."""
+def together(work: Work, clients: list[tuple[Any, int]], count: int) -> Ended:
+    """Have all clients, store and number, do their work, a thread each. Raises RuntimeError where one fails."""
     errors: list[str] = []
+    ends: list[float] = []
+    set_at: list[float] = []
 
-    def run(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def run(store: Any, index: int) -> None:
         try:
-            call(*arguments)
+            began_to_set = work(store, index, count)
         except Exception as exc:
             errors.append(explain(exc))
+            return
+        ends.append(time.monotonic())
+        if began_to_set is not None:
+            set_at.append(began_to_set)
 
-    threads = [threading.Thread(target=run, args=each, daemon=True) for each in calls]
+    threads = [threading.Thread(target=run, args=client, daemon=True) for client in clients]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise RuntimeError(errors[0])
+    return Ended(min(ends), max(ends), max(set_at, default=None))
+
+
+def seconds_from(start: float, ended: list[Ended]) -> float:
+    """Return how long it took until the last client was done. Raises Failed where one did not wait for what was set."""
+    if min(each.first for each in ended) < max((each.set_at for each in ended if each.set_at), default=start):
+        raise Failed("wait returned before the key was set")
+    return max(each.last for each in ended) - start
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
@@ -210,11 +240,11 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             cells = []
             for contender in CONTENDERS:
                 row = found[clients, contender]
-                times = row.get("seconds_of")
-                cells.append(seconds(row if times is None else {"seconds": times[operation]}))
+                times = row.get("seconds_of", {})
+                cells.append(seconds({"seconds": times[operation]} if operation in times else row))
             lines.append([f"{clients:,}", operation, *cells])
     caption = (
         "Seconds for the clients of a store, all at once: a barrier; one client reading as many keys as there are "
         f"clients; each adding one to the same counter {ADDITIONS} times; all waiting for one key."
     )
-    return [Table(caption, ["clients", "", *CONTENDERS], lines, failures(rows))]
+    return [Table(caption, ["clients", "", *CONTENDERS], lines, remarks(rows))]

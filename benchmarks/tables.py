@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 MISSING = "-"
+
+# Of files, pipes and logs that say nothing of their own, in characters.
+_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -25,39 +29,60 @@ class Table:
         return "\n\n".join([self.caption, "\n".join(lines), *self.remarks])
 
     def show(self) -> None:
-        """Print it."""
+        """Print it: as it is, where it does not go to a terminal."""
         from rich.console import Console
         from rich.table import Table as Grid
+        from rich.text import Text
 
-        grid = Grid(title=self.caption)
+        grid = Grid(title=Text(self.caption, style="table.title"))
         for head in self.heads:
-            grid.add_column(head, justify="right")
+            grid.add_column(Text(head), justify="right", overflow="fold")
         for row in self.rows:
-            grid.add_row(*row)
-        console = Console()
+            grid.add_row(*map(Text, row))
+        console = Console(markup=False, highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = _WIDTH
         console.print(grid)
         for remark in self.remarks:
             console.print(remark)
 
 
 def seconds(row: dict[str, Any] | None) -> str:
-    """Return the time of a result, or why there is none."""
-    if row is None:
+    """Return the time of a result, or "failed"."""
+    if row is None or not row.keys() & {"seconds", "failed"}:
         return MISSING
-    if "seconds" not in row:
-        return "failed" if not row["failed"].startswith("not tried") else MISSING
+    if "failed" in row:
+        return "failed"
     value = row["seconds"]
     return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
 
 
-def failures(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
-    """Return a remark that says why results are absent, where any are."""
-    said = [
-        f"{row['contender']} at {row['nodes']:,} nodes: {row['failed'].split(';')[0].rstrip('.')}"
-        for row in rows
-        if "failed" in row and not row["failed"].startswith("not tried")
-    ]
-    return (f"Failed: {'; '.join(said)}. What failed was not asked for more nodes.",) if said else ()
+def remarks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Return what is to be said of results that are absent, wholly or in part.
+
+    A row has ``failed`` or ``obstacle``, the reason why it was tried in vain or could not be tried; or ``failed_at``,
+    the number of nodes at which its contender had failed before; or, among its ``runs``, reasons why these failed.
+    """
+    failed, partly, obstacles = [], [], {}
+    for row in rows:
+        runs = row.get("runs", ())
+        lost = sum(isinstance(run, str) for run in runs)
+        if "failed" in row:
+            often = f", in each of {len(runs)} tries" if len(runs) > 1 and lost == len(runs) else ""
+            failed.append(f"{_where(row)}: {row['failed'].split(';')[0].rstrip('.')}{often}")
+        elif lost:
+            partly.append(f"{lost} of {len(runs)} of {_where(row)}")
+        if "obstacle" in row:
+            obstacles[row["contender"]] = row["obstacle"]
+    return (
+        *((f"Failed: {'; '.join(failed)}. What failed was not asked for more nodes.",) if failed else ()),
+        *((f"Not done in time, and not counted: {'; '.join(partly)}.",) if partly else ()),
+        *((f"Not tried: {'; '.join(f'{name}: {why}' for name, why in obstacles.items())}.",) if obstacles else ()),
+    )
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f"{row['contender']} at {row['nodes']:,} nodes"
 
 
 def by(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import http.client
 import logging
 import ssl
 import statistics
@@ -88,8 +87,7 @@ def run(plan: Plan) -> dict[str, Any] | None:
         told |= {"hosts": plan.hosts, "endpoint": plan.endpoint, "join_timeout": plan.timeout}
         return {
             "benchmark": "formation-cluster",
-            "circumstances": circumstances(),
-            "etcd": version,
+            "circumstances": circumstances(version),
             **told,
             "rows": rows,
         }
@@ -252,7 +250,7 @@ def _load(plan: Plan) -> dict[str, float] | None:
             metrics.load(format_endpoint(*endpoint), _tls(plan), _PATIENCE)
             for endpoint in parse_rendezvous_endpoints(params.endpoint, 2379)
         ]
-    except (OSError, http.client.HTTPException):
+    except Failed:
         return None
     total = {name: sum(load[name] for load in loads) for name in metrics.NAMES}
     # Every member applies every write.
@@ -306,7 +304,7 @@ def table(result: dict[str, Any]) -> Table:
         "other, one write and a request or two a host, and whatever else uses this etcd."
     )
     made = result["circumstances"]
-    remarks.append(f"{summary(made)} The core: {made['core']}. etcd {result['etcd']} at {result['endpoint']}.")
+    remarks.append(f"{summary(made)} The core: {made['core']}. The etcd at {result['endpoint']}.")
     return Table(
         f"{result['contender']}: seconds from a host's go until its last node had its place.",
         [

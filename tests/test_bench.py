@@ -35,9 +35,6 @@ def test_help_tells_of_both_ways(capsys):
     assert "srun (SLURM_JOB_ID and SLURM_STEP_ID)" in out
 
 
-WELL = ["formation", "--endpoint", "h", "--nodes", "4", "--run-id", "x"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -62,32 +59,26 @@ WELL = ["formation", "--endpoint", "h", "--nodes", "4", "--run-id", "x"]
             "'join_timeout'",
         ),
         (["formation", "--endpoint", "http://h", "--nodes", "4", "--run-id", "x"], "starts with a scheme"),
-        (
-            [
-                "formation",
-                "--endpoint",
-                "localhost:1",
-                "--nodes",
-                "4",
-                "--run-id",
-                "x",
-                "--rdzv-conf",
-                "read_timeout=1",
-            ],
-            "no etcd answers at localhost:1",
-        ),
+        (["--readme", "state"], "--readme works in a clone"),
+        (["--readme", "--output", "elsewhere"], "--readme works in a clone"),
     ],
 )
 def test_wrong_calls_are_told_so(monkeypatch, capsys, arguments, reason):
     for name in ("PMIX_NAMESPACE", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert cli.main(["bench", *arguments]) == 1
+    assert cli.main(["bench", *arguments]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_an_etcd_that_is_not_there_is_named(capsys):
+    where = ["--endpoint", "localhost:1", "--rdzv-conf", "read_timeout=1"]
+    assert cli.main(["bench", "formation", *where, "--nodes", "4", "--run-id", "x"]) == 1
+    assert "no etcd answers at localhost:1" in capsys.readouterr().err
 
 
 def test_a_password_is_not_taken_from_the_command_line_nor_repeated(capsys):
     arguments = ["--endpoint", "h", "--nodes", "4", "--run-id", "x", "--rdzv-conf", "username=u,password=secret"]
-    assert cli.main(["bench", "formation", *arguments]) == 1
+    assert cli.main(["bench", "formation", *arguments]) == 2
     err = capsys.readouterr().err
     assert "password_file" in err
     assert "secret" not in err
@@ -190,10 +181,10 @@ def test_hosts_form_worlds_together_and_leave_nothing(etcd3, run_id, tmp_path, c
     ended = hosts.run(commands(etcd3.get_endpoint(), run_id, 3, *numbers, "--output", str(tmp_path)))
     result = check_first(ended, tmp_path, worlds=2, nodes=12)
     assert result["contender"] == contender
-    assert result["circumstances"]["versions"]["etcd-rendezvous"]
+    assert {"etcd", "etcd-rendezvous"} <= result["circumstances"]["versions"].keys()
     for row in result["rows"]:
         assert row["per_node"]["raft"] >= 2  # a lease and a key
-    assert f"etcd {result['etcd']} at {etcd3.get_endpoint()}" in " ".join(ended[0].out.split())
+    assert f"The etcd at {etcd3.get_endpoint()}" in " ".join(ended[0].out.split())
     assert hosts.keys(etcd3.get_endpoint(), f"/rendezvous/{run_id}-") == []
 
 

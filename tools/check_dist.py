@@ -8,6 +8,7 @@ its name says; the wheel for every Python holds none. Prints each fault on a lin
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 def wheel_faults(path: Path, files: dict[str, bytes]) -> Iterator[str]:
     """Compare a wheel with the sdist, and with what its own name says."""
     tag = parse_wheel_filename(path.name).tag
-    abi, platform = tag.split("-")[1:]
+    pythons, abi, platform = tag.split("-")
     with WheelFile.open(path) as wheel:
         try:
             wheel.validate_record(validate_contents=True)
@@ -80,8 +81,8 @@ def wheel_faults(path: Path, files: dict[str, bytes]) -> Iterator[str]:
             for (name, _, _), stream, _ in wheel.get_contents()
             if not name.startswith(wheel.dist_info_dir)
         }
-    inside = {line.rpartition("-")[2] for line in metadata.get_all("Tag", [])}
-    if inside != set(platform.split(".")):
+    tags = {"-".join(each) for each in itertools.product(*(part.split(".") for part in (pythons, abi, platform)))}
+    if (inside := set(metadata.get_all("Tag", []))) != tags:
         yield f"is tagged {sorted(inside)} inside"
     if (metadata["Root-Is-Purelib"] == "true") != (tag == PURE):
         yield f"says Root-Is-Purelib: {metadata['Root-Is-Purelib']}"

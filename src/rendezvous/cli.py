@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except (RendezvousError, OSError, RuntimeError, ValueError) as exc:
         print(f"rendezvous: {exc}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(exc, ValueError) else 1
     except KeyboardInterrupt:
         return 130
 
