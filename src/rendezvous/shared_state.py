@@ -50,6 +50,7 @@ class SharedState:
         self._announced: tuple[bytes, Token] | None = None
         self._rested_at: Token | None = None
         self._look = _LEAST_LOOK
+        self._progress = (0, float("inf"))  # how many participants there were, and when: none seen yet
         self._lenient_until = 0
         # Even a node that only waits hears of etcd once in each interval. A second more is no reason to worry.
         interval = limits.keep_alive_interval / 1000
@@ -112,7 +113,7 @@ class SharedState:
             return state.encode()
 
         _, token, changed, attempts = compare_and_swap(
-            self._read, self._write, change, Backoff(base=0.01, cap=2.0), deadline + rules.ROLLBACK
+            self._read, self._write, change, self._backoff(), deadline + rules.ROLLBACK
         )
         self._view = _View(state, token, time.monotonic())
         if attempts == 0:
@@ -128,6 +129,11 @@ class SharedState:
             f" ({attempts} attempts)" if changed else "",
         )
         return decision, state
+
+    def _backoff(self) -> Backoff:
+        """Return the pauses between swaps: long enough for the others' swaps, should all nodes want one at once."""
+        nodes = max(self._limits.min_nodes, len(self.state))
+        return Backoff(base=min(max(0.01, nodes * self._look / 4), 1.0), cap=2.0)
 
     def _read(self) -> tuple[bytes, Token] | None:
         announced, self._announced = self._announced, None
@@ -177,8 +183,7 @@ class SharedState:
             # The state moves: let changes gather before the next look. The more nodes wait, and the more a look
             # costs, the longer the pause: about one node at a time looks, and those that still join have room.
             self._rested_at = token
-            waiting = self.state.count(Role.PARTICIPANT) + self.state.count(Role.WAITING)
-            time.sleep(min(left, waiting * self._look * random.uniform(0.5, 1.5)))
+            time.sleep(min(left, self._pause() * random.uniform(0.5, 1.5)))
             return
         try:
             announced = self._backend.watch(token, left)
@@ -190,6 +195,18 @@ class SharedState:
         if announced is not None:  # otherwise the time is over, and whether etcd is well is not known
             self._etcd_answered()
             self._announced = announced
+
+    def _pause(self) -> float:
+        """Return how long a node rests before it looks at a state that moves, in seconds."""
+        participants, now = self.state.count(Role.PARTICIPANT), time.monotonic()
+        before, then = self._progress
+        self._progress = (participants, now)
+        pause = (participants + self.state.count(Role.WAITING)) * self._look
+        if participants > before:
+            # Longer, until half of those that are missing have come, if they come as the last ones did.
+            missing = self._limits.min_nodes - participants
+            pause = max(pause, min(4 * pause, missing / (participants - before) * (now - then) / 2))
+        return pause
 
     def peek(self, max_age: float) -> State:
         """Return the state, not older than ``max_age`` seconds; as last seen where etcd cannot be reached.
