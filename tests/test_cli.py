@@ -49,7 +49,7 @@ def test_the_demo_as_json_on_a_given_etcd(etcd):
         (["demo", "--nodes", "1"], 2, "must be an integer from 2, not '1'"),
         (["demo", "--nodes", "many"], 2, "must be an integer from 2, not 'many'"),
         ([], 2, "COMMAND"),
-        (["demo", "--endpoint", "http://here"], 1, "starts with a scheme"),
+        (["demo", "--endpoint", "http://here"], 2, "starts with a scheme"),
         (["demo", "--endpoint", "localhost:1"], 1, "no etcd answers at localhost:1"),
     ],
 )
