@@ -95,7 +95,9 @@ def _work(work: Callable[..., None], arguments: tuple[Any, ...], number: int, pi
 
 
 def explain(exc: BaseException) -> str:
-    """Return the type of an error, and its message where it has one."""
+    """Return the type of an error, and its message where it has one; of what has Failed the message says it all."""
+    if isinstance(exc, Failed):
+        return str(exc)
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
 
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rendezvous.benchmarks.contenders import Job, make_handler
-from rendezvous.benchmarks.crew import PROCESSES, explain
+from rendezvous.benchmarks.crew import LATE, PROCESSES, Failed, explain
 from rendezvous.utils import parse_rendezvous_endpoint
 from rendezvous.v3.connection import GrpcEtcdClient
 from rendezvous.v3.member import Member, Settings
@@ -41,7 +41,8 @@ def run_handlers(job: Job, number: int, pipe: Connection) -> None:
             info = handler.next_rendezvous()
             places.append((info.rank, info.world_size))
         except Exception as exc:
-            errors.append(explain(exc))
+            late = type(exc).__name__ == "RendezvousTimeoutError"  # torch's or ours
+            errors.append(LATE if late else explain(exc))
         done.release()
 
     pipe.send("ready")
@@ -51,7 +52,7 @@ def run_handlers(job: Job, number: int, pipe: Connection) -> None:
     for _ in handlers:
         done.acquire()
         if errors:
-            raise RuntimeError(errors[0])
+            raise Failed(errors[0])
     pipe.send((time.monotonic(), places))
     until = time.monotonic() + pipe.recv()
     polls = [0] * len(handlers)
@@ -70,7 +71,7 @@ def run_handlers(job: Job, number: int, pipe: Connection) -> None:
     for _ in handlers:
         done.acquire()
     if errors:
-        raise RuntimeError(errors[0])
+        raise Failed(errors[0])
     pipe.send(sum(polls))
     pipe.recv()
 
@@ -100,13 +101,13 @@ async def _run_coroutines(job: Job, indices: range, pipe: Connection) -> None:
     outcomes = await asyncio.gather(*(member.join(job.timeout, lambda: PORT) for member in members))
     end = time.monotonic()
     if any(bootstrap.port != PORT for _, bootstrap in outcomes):
-        raise RuntimeError("the nodes do not agree on where the workers meet")
+        raise Failed("the nodes do not agree on where the workers meet")
     pipe.send((end, [(place.rank, place.world_size) for place, _ in outcomes]))
     until = time.monotonic() + await hear(pipe)
     polls = 0
     while time.monotonic() < until:
         if any(member.num_nodes_waiting() for member in members):
-            raise RuntimeError("the world broke")
+            raise Failed("the world broke")
         polls += len(members)
         await asyncio.sleep(POLL_INTERVAL)
     pipe.send(polls)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rendezvous.benchmarks.crew import PROCESSES
+from rendezvous.benchmarks.crew import PROCESSES, Failed
 from rendezvous.benchmarks.model import KEEP_ALIVE, ModelClient, ModelEtcd, Prices
 from rendezvous.benchmarks.nodes import POLL_INTERVAL, PORT
 from rendezvous.benchmarks.queueing import Cores, Station
@@ -121,7 +121,7 @@ class _World:
 
     def _check(self, places: list[Place]) -> None:
         if sorted((place.rank, place.world_size) for place in places) != [(k, self.nodes) for k in range(self.nodes)]:
-            raise RuntimeError("the nodes of the model did not form one world")
+            raise Failed("the nodes of the model did not form one world")
 
     def _load(self, seconds: float) -> dict[str, Any]:
         """Return what has happened, as all say who take part."""

@@ -119,7 +119,7 @@ def run_clients(job: Job, number: int, pipe: Connection) -> None:
             for key in range(job.clients):
                 stores[0].set(f"key-{key}", str(key))
         if operation == "fan-out" and number == 0 and int(stores[0].get("sum")) != ADDITIONS * job.clients:
-            raise RuntimeError("additions were lost")
+            raise Failed("additions were lost")
         pipe.send("ready")
         pipe.recv()
         pipe.send(together(WORK[operation], list(zip(stores, indices, strict=True)), job.clients))
@@ -166,14 +166,14 @@ def multi_get(store: Any, index: int, clients: int) -> None:
     many = type(store).__name__ != "EtcdStore" or not type(store).__module__.startswith("torch")
     values = store.multi_get(keys) if many else [store.get(key) for key in keys]
     if [bytes(value) for value in values] != [str(key).encode() for key in range(clients)]:
-        raise RuntimeError("multi_get returned wrong values")
+        raise Failed("multi_get returned wrong values")
 
 
 def add(store: Any, index: int, clients: int) -> None:
     """Add one ten times."""
     sums = [store.add("sum", 1) for _ in range(ADDITIONS)]
     if sums != sorted(set(sums)) or sums[-1] > ADDITIONS * clients:
-        raise RuntimeError("add returned wrong sums")
+        raise Failed("add returned wrong sums")
 
 
 def fan_out(store: Any, index: int, clients: int) -> float | None:
@@ -199,7 +199,7 @@ WORK: dict[str, Work] = {
 
 
 def together(work: Work, clients: list[tuple[Any, int]], count: int) -> Ended:
-    """Have all clients, store and number, do their work, a thread each. Raises RuntimeError where one fails."""
+    """Have all clients, store and number, do their work, a thread each. Raises Failed where one does."""
     errors: list[str] = []
     ends: list[float] = []
     set_at: list[float] = []
@@ -220,7 +220,7 @@ def together(work: Work, clients: list[tuple[Any, int]], count: int) -> Ended:
     for thread in threads:
         thread.join()
     if errors:
-        raise RuntimeError(errors[0])
+        raise Failed(errors[0])
     return Ended(min(ends), max(ends), max(set_at, default=None))
 
 
