@@ -8,7 +8,8 @@ default, and ours, is 15 s.
 
 What this does not show: workers. With torch's protocol, on its own backends and on our ``etcd-v2``, an agent does not
 hear that another node has died: it forms a new round when its own workers fail, which takes a collective's time-out, or
-never comes where they do not talk. That is why these rows say that nothing formed.
+never comes where they do not talk. That is why these rows say that nothing formed. And c10d keeps its store in one of
+the nodes: where the one that is killed is that one, the others lose the store too.
 """
 
 from __future__ import annotations
