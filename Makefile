@@ -25,7 +25,7 @@ help:
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
-	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour'
+	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour and a half'
 	@echo 'make clean         remove what the others made'
 
 $(VENV)/bin/python:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``rendezvous bench`` takes."""
     in_clone = README.exists() and RESULTS.exists()
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all unless given")
-    parser.add_argument("--full", action="store_true", help="measure at all sizes and often: takes about an hour")
+    parser.add_argument("--full", action="store_true", help="measure at all sizes, often: some 90 minutes")
     parser.add_argument(
         "--output",
         type=Path,
