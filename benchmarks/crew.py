@@ -78,7 +78,7 @@ def receive(pipe: Connection) -> Any:
     try:
         answer = pipe.recv()
     except EOFError:
-        answer = Failure("a process of the benchmark died")
+        raise Failed("a process of the benchmark died") from None
     if isinstance(answer, Failure):
         raise Failed(answer.reason)
     return answer

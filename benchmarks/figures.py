@@ -40,23 +40,27 @@ class Figure:
 
     def row(self, results: Results) -> list[str]:
         """Return the line of the table: what was asked, what was reached, and whether that is a hit."""
-        prefix = ""
         try:
-            value = self.reached(results)
-            if self.times is not None:
-                try:
-                    value = self.times(results) / value
-                except Failed as exc:
-                    if LATE not in str(exc):
-                        raise NotMeasured(str(exc)) from exc
-                    prefix, value = "more than ", Job.timeout / value
+            value, is_bound = self._value(results)
         except NotMeasured as exc:
             return [self.asked, str(exc), MISSING]
         except Failed as exc:
             return [self.asked, str(exc), "**miss**"]
         hit = (self.most is None or value <= self.most) and (self.least is None or value >= self.least)
-        verdict = "hit" if hit else MISSING if prefix else "**miss**"
-        return [self.asked, prefix + self.unit.format(value), verdict]
+        verdict = "hit" if hit else MISSING if is_bound else "**miss**"
+        return [self.asked, ("more than " if is_bound else "") + self.unit.format(value), verdict]
+
+    def _value(self, results: Results) -> tuple[float, bool]:
+        """Return the figure, and whether it is only a lower bound: what it is compared with was not done in time."""
+        value = self.reached(results)
+        if self.times is None:
+            return value, False
+        try:
+            return self.times(results) / value, False
+        except Failed as exc:
+            if LATE in str(exc):
+                return Job.timeout / value, True
+            raise NotMeasured(str(exc)) from exc
 
 
 def _row(results: Results, benchmark: str, **keys: Any) -> dict[str, Any]:

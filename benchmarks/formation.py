@@ -79,8 +79,8 @@ def best(name: str, nodes: int, runs: int) -> dict[str, Any]:
             return {**result, "runs": went}
         if result.get("seconds", 0.0) >= _LONG or len(went) - len(done) == _TRIES:
             break
-    best = min(done, key=lambda result: float(result["seconds"]), default={"failed": LATE})
-    return {**best, "runs": went}
+    fastest = min(done, key=lambda result: float(result["seconds"]), default={"failed": LATE})
+    return {**fastest, "runs": went}
 
 
 def form(name: str, nodes: int) -> dict[str, Any]:

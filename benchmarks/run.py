@@ -55,16 +55,16 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"no such benchmark: {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
     if hosts.wanted(options):
         return hosts.run(options)
-    in_clone = options.output.resolve() == RESULTS.resolve()
-    if options.readme and (options.names or options.full or not in_clone):
+    for_readme = options.output.resolve() == RESULTS.resolve()
+    if options.readme and (options.names or options.full or not for_readme):
         raise ValueError("--readme works in a clone, on its own results, and measures nothing: give nothing else")
-    if in_clone and importlib.util.find_spec("matplotlib") is None:
+    if for_readme and importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             f"matplotlib is missing, which draws the plots of {README}: pip install 'etcd-rendezvous[bench]', or send "
             "the results elsewhere with --output"
         )
     done = options.readme or all([measured(name, options.full, options.output) for name in options.names or BENCHMARKS])
-    if in_clone:
+    if for_readme:
         from rendezvous.benchmarks import report
 
         report.write(README, RESULTS)

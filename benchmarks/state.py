@@ -221,7 +221,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     remark = (
         f"A write to an etcd on the same machine takes {etcd['round_trip_us']:,.0f} µs. One step of the backoff "
         f"between two tries costs {steps}, and then waits for milliseconds: that it is compiled makes no difference to "
-        f"anybody."
+        "anybody."
     )
     names = ["compiled", "pure", "torch's pickle"]
     return [

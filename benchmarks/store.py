@@ -83,8 +83,9 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
 
 def run(contender: str, clients: int) -> dict[str, Any]:
     """Do each operation once; return the seconds of each, as far as they come, and why not all did."""
-    if contender.startswith("torch") and contenders.CONTENDERS["torch c10d"].obstacle is not None:
-        return {"obstacle": contenders.CONTENDERS["torch c10d"].obstacle}
+    obstacle = contenders.CONTENDERS["torch c10d"].obstacle
+    if contender.startswith("torch") and obstacle is not None:
+        return {"obstacle": obstacle}
     with EtcdServer() as server:
         job = Job(contender, clients, server.get_endpoint(), get_free_port("localhost"))
         times: dict[str, float] = {}
@@ -191,7 +192,7 @@ def fan_out(store: Any, index: int, clients: int) -> float | None:
     return set_at
 
 
-Work = Callable[[Any, int, int], "float | None"]
+Work = Callable[[Any, int, int], float | None]
 """What a client does; returns when it began to set what all wait for, if it did."""
 
 WORK: dict[str, Work] = {

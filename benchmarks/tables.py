@@ -9,7 +9,7 @@ from typing import Any
 
 MISSING = "-"
 
-# Of files, pipes and logs that say nothing of their own, in characters.
+# How wide a table is that goes to a file, a pipe or a log, in characters.
 _WIDTH = 160
 
 
@@ -29,7 +29,7 @@ class Table:
         return "\n\n".join([self.caption, "\n".join(lines), *self.remarks])
 
     def show(self) -> None:
-        """Print it: as it is, where it does not go to a terminal."""
+        """Print it, as wide as the terminal, or as COLUMNS in the environment says, or else wide enough for most."""
         from rich.console import Console
         from rich.table import Table as Grid
         from rich.text import Text
@@ -63,7 +63,7 @@ def remarks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     A row has ``failed`` or ``obstacle``, the reason why it was tried in vain or could not be tried; or ``failed_at``,
     the number of nodes at which its contender had failed before; or, among its ``runs``, reasons why these failed.
     """
-    failed, partly, obstacles = [], [], {}
+    failed, partly, obstacles, more = [], [], {}, ""
     for row in rows:
         runs = row.get("runs", ())
         lost = sum(isinstance(run, str) for run in runs)
@@ -72,10 +72,12 @@ def remarks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
             failed.append(f"{_where(row)}: {row['failed'].split(';')[0].rstrip('.')}{often}")
         elif lost:
             partly.append(f"{lost} of {len(runs)} of {_where(row)}")
+        if "failed_at" in row:
+            more = " What failed was not asked for more nodes."
         if "obstacle" in row:
             obstacles[row["contender"]] = row["obstacle"]
     return (
-        *((f"Failed: {'; '.join(failed)}. What failed was not asked for more nodes.",) if failed else ()),
+        *((f"Failed: {'; '.join(failed)}.{more}",) if failed else ()),
         *((f"Not done in time, and not counted: {'; '.join(partly)}.",) if partly else ()),
         *((f"Not tried: {'; '.join(f'{name}: {why}' for name, why in obstacles.items())}.",) if obstacles else ()),
     )

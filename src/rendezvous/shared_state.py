@@ -197,7 +197,7 @@ class SharedState:
             self._announced = announced
 
     def _pause(self) -> float:
-        """Return how long a node rests before it looks at a state that moves, in seconds."""
+        """Return how long to rest before the next look at a state that moves, in seconds; remember how far it is."""
         participants, now = self.state.count(Role.PARTICIPANT), time.monotonic()
         before, then = self._progress
         self._progress = (participants, now)
