@@ -90,7 +90,7 @@ wheels: $(VENV)/.built-release
 	@echo '== the wheel for every Python, on the last of them'
 	build/wheels/venv/bin/python -m pip install -q --force-reinstall --no-deps dist/*-none-any.whl
 	build/wheels/venv/bin/pytest -q --require-all -k 'not compiled and not twins' \
-	  tests $(addprefix --ignore=tests/,etcd simulation torchrun v3 test_distribution.py)
+	  tests $(addprefix --ignore=tests/,etcd simulation torchrun test_distribution.py)
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python tools/check_dist.py dist
 

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 from pyetcd.etcdrpc import kv_pb2, rpc_pb2
 
-from rendezvous._core import Roster
-from rendezvous.benchmarks import metrics
-from rendezvous.benchmarks.crew import PROCESSES, Crew
-from rendezvous.benchmarks.model import (
+from benchmarks import metrics
+from benchmarks.crew import PROCESSES, Crew
+from benchmarks.model import (
     DELIVERY,
     GRANT,
     KEEP_ALIVE,
@@ -33,11 +32,16 @@ from rendezvous.benchmarks.model import (
     Cost,
     Prices,
 )
-from rendezvous.benchmarks.nodes import hear
-from rendezvous.etcd_server import EtcdServer
-from rendezvous.utils import parse_rendezvous_endpoint
-from rendezvous.v3 import rules
-from rendezvous.v3.client import (
+from benchmarks.nodes import hear
+from rendezvous._core import Roster
+from rendezvous.coordinated import rules
+from rendezvous.coordinated.coordinator import _INLINE_NODES, _SHARD_NODES, Coordinator
+from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, Phase, RoundRecord
+from rendezvous.coordinated.rules import Candidate, Limits
+from rendezvous.coordinated.view import View
+from rendezvous.etcd.server import EtcdServer
+from rendezvous.etcd.v3.client import (
     Call,
     EtcdClient,
     EtcdError,
@@ -50,12 +54,8 @@ from rendezvous.v3.client import (
     put_op,
     txn_op,
 )
-from rendezvous.v3.connection import GrpcEtcdClient
-from rendezvous.v3.coordinator import _INLINE_NODES, _SHARD_NODES, Coordinator
-from rendezvous.v3.member import Member, Settings
-from rendezvous.v3.records import Bootstrap, Keys, NodeRecord, Phase, RoundRecord
-from rendezvous.v3.rules import Candidate, Limits
-from rendezvous.v3.view import View
+from rendezvous.etcd.v3.connection import GrpcEtcdClient
+from rendezvous.utils import parse_rendezvous_endpoint
 
 __all__ = ["STAGES", "measure", "prices", "share"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rendezvous._core import COMPILED
-from rendezvous.etcd_server import find_etcd
+from rendezvous.etcd.server import find_etcd
 
 _SOURCES = Path(__file__).parents[1]
 _DISTRIBUTIONS = ("etcd-rendezvous", "torch", "grpcio", "protobuf", "python-etcd", "urllib3", "cython", "numpy")

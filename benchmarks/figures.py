@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rendezvous.benchmarks.contenders import Job
-from rendezvous.benchmarks.crew import LATE, Failed
-from rendezvous.benchmarks.tables import MISSING, Table, by
+from benchmarks.contenders import Job
+from benchmarks.crew import LATE, Failed
+from benchmarks.tables import MISSING, Table, by
 
 Results = dict[str, list[dict[str, Any]]]
 """The rows of each benchmark by its name."""

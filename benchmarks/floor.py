@@ -1,7 +1,7 @@
 """The floor of etcd-v3: what its nodes send and hear, from a bare grpc.aio client, with no logic.
 
 Each node: a lease and its keep-alives, a watch, a transaction, and one read of a shard where the roster is not part of
-the round record. Says the same as :mod:`rendezvous.benchmarks.nodes`.
+the round record. Says the same as :mod:`benchmarks.nodes`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import grpc.aio
 from pyetcd.etcdrpc import rpc_pb2
 
-from rendezvous.benchmarks.contenders import Job
-from rendezvous.benchmarks.crew import PROCESSES
-from rendezvous.benchmarks.nodes import hear
-from rendezvous.v3.coordinator import _INLINE_NODES
+from benchmarks.contenders import Job
+from benchmarks.crew import PROCESSES
+from benchmarks.nodes import hear
+from rendezvous.coordinated.coordinator import _INLINE_NODES
 
 _IN_FLIGHT = 256
 _RECORD, _BOOTSTRAP, _COORDINATOR = b"f/ctl/round", b"f/ctl/bootstrap", b"f/ctl/coordinator"

@@ -15,13 +15,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rendezvous.benchmarks import metrics
-from rendezvous.benchmarks.contenders import CONTENDERS, Job, Kind, meeting_point
-from rendezvous.benchmarks.crew import LATE, Crew, Failed, environment
-from rendezvous.benchmarks.floor import run_floor
-from rendezvous.benchmarks.nodes import run_coroutines, run_handlers
-from rendezvous.benchmarks.tables import MISSING, Table, by, remarks, seconds
-from rendezvous.etcd_server import EtcdServer
+from benchmarks import metrics
+from benchmarks.contenders import CONTENDERS, Job, Kind, meeting_point
+from benchmarks.crew import LATE, Crew, Failed, environment
+from benchmarks.floor import run_floor
+from benchmarks.nodes import run_coroutines, run_handlers
+from benchmarks.tables import MISSING, Table, by, remarks, seconds
+from rendezvous.etcd.server import EtcdServer
 
 WORK = {Kind.HANDLERS: run_handlers, Kind.COROUTINES: run_coroutines, Kind.FLOOR: run_floor}
 

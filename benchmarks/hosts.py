@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import CONTENDERS, Kind
 from rendezvous import config
 from rendezvous.api import RendezvousParameters
-from rendezvous.benchmarks.contenders import CONTENDERS, Kind
 
 NAME = "formation"
 """The benchmark that runs on a cluster."""
@@ -205,7 +205,7 @@ def configuration(text: str) -> dict[str, str]:
 
 def run(options: argparse.Namespace) -> int:
     """Do this host's part; return the exit code."""
-    from rendezvous.benchmarks import worlds
+    from benchmarks import worlds
 
     plan = plan_of(options)
     result = worlds.run(plan)

@@ -24,12 +24,12 @@ from rendezvous.api import (
     RendezvousParameters,
     RendezvousTimeoutError,
 )
+from rendezvous.coordinated.handler import create_handler
+from rendezvous.coordinated.records import Keys, NodeRecord, RoundRecord, run_keys
+from rendezvous.etcd.v3 import background
+from rendezvous.etcd.v3.client import EtcdClient, prefix_end
+from rendezvous.etcd.v3.connect import connect
 from rendezvous.utils import natural_key
-from rendezvous.v3 import background
-from rendezvous.v3.client import EtcdClient, prefix_end
-from rendezvous.v3.connect import connect, run_keys
-from rendezvous.v3.handler import create_handler
-from rendezvous.v3.records import Keys, NodeRecord, RoundRecord
 
 __all__ = ["GRACE", "Lobby", "in_thread"]
 

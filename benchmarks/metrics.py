@@ -7,7 +7,7 @@ import re
 import ssl
 import urllib.request
 
-from rendezvous.benchmarks.crew import Failed
+from benchmarks.crew import Failed
 
 NAMES = ("requests", "watches", "keep_alives", "bytes", "raft", "cpu")
 

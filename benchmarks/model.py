@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
-from rendezvous.benchmarks.queueing import Station
-from rendezvous.v3.client import DELETE, Call, EtcdClient, EtcdError, Event, KeyValue, Message, Watch
-from rendezvous.v3.connection import _MAX_IN_FLIGHT, _Turnstile
-from rendezvous.v3.records import Keys
+from benchmarks.queueing import Station
+from rendezvous.coordinated.records import Keys
+from rendezvous.etcd.v3.client import DELETE, Call, EtcdClient, EtcdError, Event, KeyValue, Message, Watch
+from rendezvous.etcd.v3.connection import _MAX_IN_FLIGHT, _Turnstile
 
 __all__ = [
     "DELIVERY",

@@ -15,13 +15,13 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rendezvous.benchmarks.contenders import Job, make_handler
-from rendezvous.benchmarks.crew import LATE, PROCESSES, Failed, explain
+from benchmarks.contenders import Job, make_handler
+from benchmarks.crew import LATE, PROCESSES, Failed, explain
+from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.records import Keys, NodeRecord
+from rendezvous.coordinated.rules import Limits
+from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.utils import parse_rendezvous_endpoint
-from rendezvous.v3.connection import GrpcEtcdClient
-from rendezvous.v3.member import Member, Settings
-from rendezvous.v3.records import Keys, NodeRecord
-from rendezvous.v3.rules import Limits
 
 POLL_INTERVAL = 0.1
 """Seconds between two questions of an agent, whether nodes wait: torchrun's own default."""

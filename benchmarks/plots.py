@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rendezvous.benchmarks.contenders import CONTENDERS, Job, Kind
+from benchmarks.contenders import CONTENDERS, Job, Kind
 
 Rows = list[dict[str, Any]]
 

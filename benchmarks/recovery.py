@@ -23,16 +23,16 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from benchmarks.contenders import CONTENDERS, Job, make_handler, meeting_point
+from benchmarks.crew import Crew, Failed, receive
+from benchmarks.etcd_cluster import EtcdCluster
+from benchmarks.nodes import POLL_INTERVAL
+from benchmarks.tables import MISSING, Table
 from rendezvous.api import RendezvousParameters
-from rendezvous.benchmarks.contenders import CONTENDERS, Job, make_handler, meeting_point
-from rendezvous.benchmarks.crew import Crew, Failed, receive
-from rendezvous.benchmarks.nodes import POLL_INTERVAL
-from rendezvous.benchmarks.tables import MISSING, Table
-from rendezvous.etcd_server import EtcdServer
-from rendezvous.v3 import background
-from rendezvous.v3.connect import connect, run_keys
-from rendezvous.v3.etcd_cluster import EtcdCluster
-from rendezvous.v3.records import NodeRecord
+from rendezvous.coordinated.records import NodeRecord, run_keys
+from rendezvous.etcd.server import EtcdServer
+from rendezvous.etcd.v3 import background
+from rendezvous.etcd.v3.connect import connect
 
 NODES = 8
 LAST_CALL = 1

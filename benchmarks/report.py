@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rendezvous.benchmarks import figures, plots, run
-from rendezvous.benchmarks.circumstances import summary
+from benchmarks import figures, plots, run
+from benchmarks.circumstances import summary
 
 MARKS = ("<!-- results: made by `rendezvous bench --readme` -->", "<!-- end of results -->")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rendezvous.benchmarks import hosts
-from rendezvous.benchmarks.circumstances import circumstances
+from benchmarks import hosts
+from benchmarks.circumstances import circumstances
 
 BENCHMARKS = ("state", "formation", "steady", "recovery", "store", "scale")
 """The modules, each with ``measure(full)``, which returns rows, and ``tables(rows)``."""
@@ -26,7 +26,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def module(name: str) -> ModuleType:
     """Return the module of a benchmark."""
-    return importlib.import_module(f"rendezvous.benchmarks.{name}")
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         )
     done = options.readme or all([measured(name, options.full, options.output) for name in options.names or BENCHMARKS])
     if for_readme:
-        from rendezvous.benchmarks import report
+        from benchmarks import report
 
         report.write(README, RESULTS)
     return 0 if done else 1

@@ -19,9 +19,9 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from rendezvous.benchmarks import capacities, formation, simulated
-from rendezvous.benchmarks.crew import Crew, Failed
-from rendezvous.benchmarks.model import (
+from benchmarks import capacities, formation, simulated
+from benchmarks.crew import Crew, Failed
+from benchmarks.model import (
     DELIVERY,
     GRANT,
     KEEP_ALIVE,
@@ -33,8 +33,8 @@ from rendezvous.benchmarks.model import (
     Cost,
     Prices,
 )
-from rendezvous.benchmarks.simulated import Machine
-from rendezvous.benchmarks.tables import MISSING, Table
+from benchmarks.simulated import Machine
+from benchmarks.tables import MISSING, Table
 
 REAL = "etcd-v3, coroutines"
 """The contender whose worlds the model is checked against."""

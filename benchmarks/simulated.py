@@ -19,13 +19,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rendezvous.benchmarks.crew import PROCESSES, Failed
-from rendezvous.benchmarks.model import KEEP_ALIVE, ModelClient, ModelEtcd, Prices
-from rendezvous.benchmarks.nodes import POLL_INTERVAL, PORT
-from rendezvous.benchmarks.queueing import Cores, Station
-from rendezvous.v3.member import Member, Place, Settings
-from rendezvous.v3.records import Keys, NodeRecord
-from rendezvous.v3.rules import Limits, publish_interval
+from benchmarks.crew import PROCESSES, Failed
+from benchmarks.model import KEEP_ALIVE, ModelClient, ModelEtcd, Prices
+from benchmarks.nodes import POLL_INTERVAL, PORT
+from benchmarks.queueing import Cores, Station
+from rendezvous.coordinated.member import Member, Place, Settings
+from rendezvous.coordinated.records import Keys, NodeRecord
+from rendezvous.coordinated.rules import Limits, publish_interval
 
 __all__ = ["Machine", "clone", "predict", "run"]
 

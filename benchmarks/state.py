@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from rendezvous.benchmarks import contenders
-from rendezvous.benchmarks.crew import Failed
-from rendezvous.benchmarks.tables import MISSING, Table, by, remarks
-from rendezvous.etcd_client import EtcdClient
-from rendezvous.etcd_rendezvous_backend import EtcdRendezvousBackend
-from rendezvous.etcd_server import EtcdServer
+from benchmarks import contenders
+from benchmarks.crew import Failed
+from benchmarks.tables import MISSING, Table, by, remarks
+from rendezvous.dynamic.backend_v2 import EtcdRendezvousBackend
+from rendezvous.etcd.server import EtcdServer
+from rendezvous.etcd.v2.client import EtcdClient
 
 CONTENDERS = {"compiled": "etcd-v2", "pure": "etcd-v2, pure", "torch": "torch etcd-v2"}
 """Whose state it is: names of the contenders of the other benchmarks."""

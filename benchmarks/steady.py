@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rendezvous.benchmarks import metrics
-from rendezvous.benchmarks.contenders import CONTENDERS, Job
-from rendezvous.benchmarks.crew import Crew, Failed, environment
-from rendezvous.benchmarks.formation import WORK, join
-from rendezvous.benchmarks.tables import MISSING, Table, remarks, seconds
-from rendezvous.etcd_server import EtcdServer
+from benchmarks import metrics
+from benchmarks.contenders import CONTENDERS, Job
+from benchmarks.crew import Crew, Failed, environment
+from benchmarks.formation import WORK, join
+from benchmarks.tables import MISSING, Table, remarks, seconds
+from rendezvous.etcd.server import EtcdServer
 
 FULL_SECONDS, SHORT_SECONDS = 60.0, 15.0
 SHORT = (("etcd-v3", 64), ("etcd-v2", 64), ("torch etcd-v2", 64), ("etcd-v3, coroutines", 1000))

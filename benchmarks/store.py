@@ -24,11 +24,11 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from benchmarks import contenders
+from benchmarks.crew import PROCESSES, Crew, Failed, explain
+from benchmarks.tables import Table, by, remarks, seconds
 from rendezvous.api import RendezvousParameters
-from rendezvous.benchmarks import contenders
-from rendezvous.benchmarks.crew import PROCESSES, Crew, Failed, explain
-from rendezvous.benchmarks.tables import Table, by, remarks, seconds
-from rendezvous.etcd_server import EtcdServer
+from rendezvous.etcd.server import EtcdServer
 from rendezvous.utils import get_free_port
 
 CONTENDERS = ("etcd-v3", "etcd-v2", "torch EtcdStore", "torch TCPStore")
@@ -139,15 +139,15 @@ def make_store(job: Job, first: bool) -> Any:
         return TCPStore("localhost", job.port, None, first, timeout, wait_for_workers=False)
     if job.contender == "torch EtcdStore":
         import etcd
-        from torch.distributed.elastic.rendezvous.etcd_store import EtcdStore
+        from torch.distributed.elastic.rendezvous.etcd.v2.store import EtcdStore
 
         host, port = job.etcd.split(":")
         return EtcdStore(etcd.Client(host=host, port=int(port), allow_reconnect=True), "/benchmark", timeout)
     params = RendezvousParameters(job.contender, job.etcd, "benchmark", 1, 1)
     if job.contender == "etcd-v3":
-        from rendezvous.v3.backend import create_backend
+        from rendezvous.dynamic.backend_v3 import create_backend
     else:
-        from rendezvous.etcd_rendezvous_backend import create_backend  # type: ignore[assignment]
+        from rendezvous.dynamic.backend_v2 import create_backend  # type: ignore[assignment]
     _, store = create_backend(params)
     store.set_timeout(timeout)
     return store

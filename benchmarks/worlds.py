@@ -27,21 +27,21 @@ from typing import Any
 
 from pyetcd.etcdrpc import rpc_pb2
 
+from benchmarks import metrics
+from benchmarks.circumstances import circumstances, summary
+from benchmarks.contenders import Job, Kind, make_handler
+from benchmarks.crew import Failed, explain
+from benchmarks.formation import check
+from benchmarks.hosts import CONTESTANTS, Plan
+from benchmarks.lobby import GRACE, Lobby, in_thread
+from benchmarks.nodes import PORT
+from benchmarks.tables import MISSING, Table
 from rendezvous import config
 from rendezvous.api import RendezvousError
-from rendezvous.benchmarks import metrics
-from rendezvous.benchmarks.circumstances import circumstances, summary
-from rendezvous.benchmarks.contenders import Job, Kind, make_handler
-from rendezvous.benchmarks.crew import Failed, explain
-from rendezvous.benchmarks.formation import check
-from rendezvous.benchmarks.hosts import CONTESTANTS, Plan
-from rendezvous.benchmarks.lobby import GRACE, Lobby, in_thread
-from rendezvous.benchmarks.nodes import PORT
-from rendezvous.benchmarks.tables import MISSING, Table
+from rendezvous.etcd.v3 import background
+from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.connect import CONNECTION_KEYS, connect
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
-from rendezvous.v3 import background
-from rendezvous.v3.client import Call
-from rendezvous.v3.connect import CONNECTION_KEYS, connect
 
 _LOBBY_KEYS = (*CONNECTION_KEYS, "keep_alive_interval", "keep_alive_max_attempt")
 

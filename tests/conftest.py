@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from rendezvous.etcd_server import EtcdServer
+from rendezvous.etcd.server import EtcdServer
 
 # How long one example takes says how busy the machine is.
 hypothesis.settings.register_profile("without deadline", deadline=None)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rendezvous.api import RendezvousParameters
-from rendezvous.v3 import background
-from rendezvous.v3.client import prefix_end
-from rendezvous.v3.connect import connect
+from rendezvous.etcd.v3 import background
+from rendezvous.etcd.v3.client import prefix_end
+from rendezvous.etcd.v3.connect import connect
 
 BOUND = 120.0
 """Seconds within which the hosts of a test come to an end."""

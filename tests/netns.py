@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rendezvous.etcd_server import find_etcd
+from rendezvous.etcd.server import find_etcd
 from tests import hosts
 from tests.nodes import eventually
 

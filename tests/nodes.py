@@ -11,8 +11,8 @@ from typing import Any
 
 from rendezvous._core import State
 from rendezvous.api import RendezvousInfo, RendezvousParameters
-from rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
-from rendezvous.etcd_rendezvous_backend import create_backend
+from rendezvous.dynamic.backend_v2 import create_backend
+from rendezvous.dynamic.handler import DynamicRendezvousHandler, RendezvousTimeout
 
 BOUND = 60.0
 """Seconds within which anything that must happen in a test happens."""

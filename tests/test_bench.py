@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from pyetcd.etcdrpc import auth_pb2, rpc_pb2, rpc_pb2_grpc
 
+from benchmarks import hosts as bench
+from benchmarks import run as benchmarks
+from benchmarks import worlds
 from rendezvous import cli
-from rendezvous.benchmarks import hosts as bench
-from rendezvous.benchmarks import run as benchmarks
-from rendezvous.benchmarks import worlds
-from rendezvous.v3.client import prefix_end
+from rendezvous.etcd.v3.client import prefix_end
 from tests import hosts
+from tests.etcd.clusters import BOUND, Certificates, Cluster
 from tests.nodes import eventually
-from tests.v3.clusters import BOUND, Certificates, Cluster
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks/cluster/formation.slurm"
 

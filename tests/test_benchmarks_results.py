@@ -8,12 +8,12 @@ import subprocess
 
 import pytest
 
+from benchmarks import circumstances, contenders, figures, formation, metrics, recovery, report, run
+from benchmarks import state as state_benchmark
+from benchmarks import store as store_benchmark
+from benchmarks.crew import LATE, Failed
+from benchmarks.tables import Table, remarks, seconds
 from rendezvous import cli
-from rendezvous.benchmarks import circumstances, contenders, figures, formation, metrics, recovery, report, run
-from rendezvous.benchmarks import state as state_benchmark
-from rendezvous.benchmarks import store as store_benchmark
-from rendezvous.benchmarks.crew import LATE, Failed
-from rendezvous.benchmarks.tables import Table, remarks, seconds
 
 MANY = "etcd-v3, coroutines"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from rendezvous.benchmarks import capacities, scale, simulated
-from rendezvous.benchmarks.model import GRANT, KINDS, READ, SERIALIZABLE, WATCH, WRITE, Cost, Prices
-from rendezvous.benchmarks.queueing import Cores, Station
-from rendezvous.benchmarks.simulated import Machine
+from benchmarks import capacities, scale, simulated
+from benchmarks.model import GRANT, KINDS, READ, SERIALIZABLE, WATCH, WRITE, Cost, Prices
+from benchmarks.queueing import Cores, Station
+from benchmarks.simulated import Machine
 from tests.simulation.virtual import Deadlock, LargeLoop, VirtualLoop
 
 FREE = dict.fromkeys(("etcd_byte", "client_byte", "etcd_key", "client_key", "node", "completion", "join"), 0.0)

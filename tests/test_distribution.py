@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.hosts import plan_of
 from rendezvous import cli
-from rendezvous.benchmarks.hosts import plan_of
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("build")

@@ -97,13 +97,13 @@ try:
     import etcd
 except ModuleNotFoundError:
     pass
-import rendezvous.etcd_rendezvous, rendezvous.etcd_rendezvous_backend, rendezvous.etcd_store, rendezvous.etcd_server
+import rendezvous.legacy.rendezvous, rendezvous.dynamic.backend_v2, rendezvous.etcd.v2.store, rendezvous.etcd.server
 from rendezvous import RendezvousParameters, get_rendezvous_handler
 for use in (
-    lambda: rendezvous.etcd_store.EtcdStore(None, "/x"),
-    lambda: rendezvous.etcd_rendezvous_backend.EtcdRendezvousBackend(None, "job"),
+    lambda: rendezvous.etcd.v2.store.EtcdStore(None, "/x"),
+    lambda: rendezvous.dynamic.backend_v2.EtcdRendezvousBackend(None, "job"),
     lambda: get_rendezvous_handler(RendezvousParameters("etcd-v2", "localhost:1", "job", 1, 1)),
-    lambda: rendezvous.etcd_rendezvous.EtcdRendezvous(None, "/x", "job", 1, 1, 1, 1),
+    lambda: rendezvous.legacy.rendezvous.EtcdRendezvous(None, "/x", "job", 1, 1, 1, 1),
     lambda: get_rendezvous_handler(RendezvousParameters("etcd", "localhost:1", "job", 1, 1)),
 ):
     try:

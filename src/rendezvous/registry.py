@@ -10,21 +10,21 @@ __all__ = ["get_rendezvous_handler"]
 
 
 def _create_etcd_v2_handler(params: RendezvousParameters) -> RendezvousHandler:
-    from rendezvous.dynamic_rendezvous import create_handler
-    from rendezvous.etcd_rendezvous_backend import create_backend
+    from rendezvous.dynamic.backend_v2 import create_backend
+    from rendezvous.dynamic.handler import create_handler
 
     backend, store = create_backend(params)
     return create_handler(store, backend, params)
 
 
 def _create_etcd_v3_handler(params: RendezvousParameters) -> RendezvousHandler:
-    from rendezvous.v3.handler import create_handler
+    from rendezvous.coordinated.handler import create_handler
 
     return create_handler(params)
 
 
 def _create_etcd_handler(params: RendezvousParameters) -> RendezvousHandler:
-    from rendezvous.etcd_rendezvous import create_rdzv_handler
+    from rendezvous.legacy.rendezvous import create_rdzv_handler
 
     return create_rdzv_handler(params)
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import api as torch_api
 
-from rendezvous import api, dynamic_rendezvous
-from rendezvous.etcd_rendezvous_backend import create_backend
+from rendezvous import api
+from rendezvous.coordinated import handler as coordinated_handler
+from rendezvous.dynamic import handler as dynamic_handler
+from rendezvous.dynamic.backend_v2 import create_backend
 from rendezvous.store import Store
-from rendezvous.v3 import handler as v3_handler
 
 __all__ = ["TorchHandler", "TorchStore", "TorchStoreTimeoutError", "create_etcd_v2_watch", "create_etcd_v3"]
 
@@ -210,7 +211,7 @@ def create_etcd_v2_watch(params: torch_api.RendezvousParameters) -> TorchHandler
 
     def create(serve: Callable[[str], int] | None) -> api.RendezvousHandler:
         backend, store = create_backend(ours)
-        return dynamic_rendezvous.create_handler(store, backend, ours, serve)
+        return dynamic_handler.create_handler(store, backend, ours, serve)
 
     return TorchHandler(params.backend, create)
 
@@ -218,7 +219,7 @@ def create_etcd_v2_watch(params: torch_api.RendezvousParameters) -> TorchHandler
 def create_etcd_v3(params: torch_api.RendezvousParameters) -> TorchHandler:
     """Make the handler of torchrun's backend ``etcd-v3``."""
     ours = _parameters(params)
-    return TorchHandler(params.backend, lambda serve: v3_handler.create_handler(ours, serve))
+    return TorchHandler(params.backend, lambda serve: coordinated_handler.create_handler(ours, serve))
 
 
 def _parameters(params: Any) -> api.RendezvousParameters:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Sequence
 
 __all__ = [
     "format_endpoint",
     "get_free_port",
+    "listed",
     "natural_key",
     "parse_rendezvous_endpoint",
     "parse_rendezvous_endpoints",
 ]
 
 _DIGITS = re.compile(rb"([0-9]+)")
+_NAMES_SHOWN = 8
 _HOST = re.compile(r"[\w.:%-]+", re.ASCII)
 
 
@@ -101,3 +104,10 @@ def get_free_port(host: str = "") -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def listed(names: Sequence[str], count: int | None = None) -> str:
+    """Return the first few of ``names`` in one line, and how many more there are of ``count`` (all) in all."""
+    shown = names[:_NAMES_SHOWN]
+    more = (len(names) if count is None else count) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from rendezvous import RendezvousParameters, get_rendezvous_handler
-from rendezvous.etcd_client import etcd_module
-from rendezvous.etcd_rendezvous import EtcdRendezvousHandler
+from rendezvous.etcd.v2.client import etcd_module
+from rendezvous.legacy.rendezvous import EtcdRendezvousHandler
 from tests.nodes import BOUND, eventually
 
 

@@ -15,8 +15,8 @@ from rendezvous import (
     RendezvousStateError,
     RendezvousTimeoutError,
 )
-from rendezvous.etcd_client import etcd_module
-from rendezvous.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
+from rendezvous.etcd.v2.client import etcd_module
+from rendezvous.legacy.rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
 from tests.etcd.legacy_job import LegacyJob
 from tests.nodes import BOUND, eventually, join, join_all
 
@@ -319,6 +319,6 @@ def test_the_classes_take_a_client_of_python_etcd(job):
 
 
 def test_a_library_installs_no_log_handler():
-    assert logging.getLogger("rendezvous.etcd_rendezvous").handlers == []
+    assert logging.getLogger("rendezvous.legacy.rendezvous").handlers == []
     assert logging.getLogger("rendezvous").handlers == []
-    assert logging.getLogger("rendezvous.etcd_rendezvous").propagate
+    assert logging.getLogger("rendezvous.legacy.rendezvous").propagate

@@ -9,11 +9,11 @@ import weakref
 import pytest
 
 from rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousStoreInfo, get_rendezvous_handler
-from rendezvous.etcd_client import EtcdClient, etcd_module
+from rendezvous.etcd.v2.client import EtcdClient, etcd_module
+from tests.etcd.clusters import Certificates, Cluster
 from tests.etcd.legacy_job import LegacyJob
 from tests.nodes import BOUND, eventually, join, join_all
 from tests.proxy import Proxy
-from tests.v3.clusters import Certificates, Cluster
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from rendezvous.etcd_server import EtcdServer, find_etcd
+from rendezvous.etcd.server import EtcdServer, find_etcd
 from rendezvous.utils import parse_rendezvous_endpoint
 
 pytestmark = pytest.mark.usefixtures("etcd")  # skips, or fails, where there is no binary
@@ -58,7 +58,7 @@ def test_a_folder_of_the_caller_s_is_kept_and_used_again(tmp_path):
 
 
 def test_python_s_exit_ends_it_and_its_data(tmp_path):
-    code = "from rendezvous.etcd_server import EtcdServer; s = EtcdServer(); s.start(); print(s.pid)"
+    code = "from rendezvous.etcd.server import EtcdServer; s = EtcdServer(); s.start(); print(s.pid)"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -75,7 +75,7 @@ def test_a_forked_child_does_not_end_it():
     code = """
 import os, warnings
 warnings.simplefilter("ignore")
-from rendezvous.etcd_server import EtcdServer
+from rendezvous.etcd.server import EtcdServer
 with EtcdServer() as server:
     child = os.fork()
     if child == 0:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyetcd.etcdrpc import kv_pb2, rpc_pb2
 
-from rendezvous.v3.client import Call, EtcdError
+from rendezvous.etcd.v3.client import Call, EtcdError
 
 Message = Any
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rendezvous.v3.client import Call, EtcdClient, EtcdError, Event, Message, Watch
+from rendezvous.etcd.v3.client import Call, EtcdClient, EtcdError, Event, Message, Watch
 from tests.simulation.etcd import Etcd, _within
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rendezvous._core import COMPILED
-from rendezvous.v3 import coordinator, member, rules
-from rendezvous.v3.client import compare, put_op
-from rendezvous.v3.rules import Decision, Move
+from rendezvous.coordinated import coordinator, member, rules
+from rendezvous.coordinated.rules import Decision, Move
+from rendezvous.etcd.v3.client import compare, put_op
 from tests.simulation.world import Violation, simulate
 
 pytestmark = pytest.mark.both_twins

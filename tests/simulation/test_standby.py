@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from rendezvous.v3.member import Member, Settings
-from rendezvous.v3.records import Keys, NodeRecord
-from rendezvous.v3.rules import Limits
+from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.records import Keys, NodeRecord
+from rendezvous.coordinated.rules import Limits
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
 from tests.simulation.virtual import VirtualLoop

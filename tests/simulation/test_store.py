@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from rendezvous.v3.records import Keys
-from rendezvous.v3.store import AsyncEtcdStore
+from rendezvous.coordinated.records import Keys
+from rendezvous.coordinated.store import AsyncEtcdStore
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
 from tests.simulation.virtual import VirtualLoop

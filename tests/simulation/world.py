@@ -22,11 +22,11 @@ from pyetcd.etcdrpc import rpc_pb2
 
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousError, RendezvousTimeoutError
-from rendezvous.v3 import coordinator, rules
-from rendezvous.v3.client import Call, put_op
-from rendezvous.v3.member import Member, Place, Settings
-from rendezvous.v3.records import Closed, Keys, NodeRecord, RoundRecord
-from rendezvous.v3.rules import Limits, RankPolicy
+from rendezvous.coordinated import coordinator, rules
+from rendezvous.coordinated.member import Member, Place, Settings
+from rendezvous.coordinated.records import Closed, Keys, NodeRecord, RoundRecord
+from rendezvous.coordinated.rules import Limits, RankPolicy
+from rendezvous.etcd.v3.client import Call, put_op
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
 from tests.simulation.virtual import Deadlock, Livelock, VirtualLoop

@@ -12,7 +12,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from rendezvous import RendezvousParameters, get_rendezvous_handler
 from rendezvous import etcd_rendezvous as our_etcd  # noqa: F401
-from rendezvous.etcd_rendezvous_backend import create_backend
+from rendezvous.dynamic.backend_v2 import create_backend
 from rendezvous.torchrun import TorchStore
 
 

@@ -13,10 +13,10 @@ from datetime import timedelta
 import pytest
 
 from rendezvous import RendezvousParameters, api
-from rendezvous.etcd_rendezvous_backend import create_backend
-from rendezvous.etcd_server import EtcdServer
+from rendezvous.dynamic.backend_v2 import create_backend
+from rendezvous.dynamic.backend_v3 import create_backend as create_backend_of_v3
+from rendezvous.etcd.server import EtcdServer
 from rendezvous.store import PrefixStore
-from rendezvous.v3.backend import create_backend as create_backend_of_v3
 from tests.nodes import BOUND, eventually
 
 torch = pytest.importorskip("torch")

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from pyetcd.etcdrpc import auth_pb2, rpc_pb2, rpc_pb2_grpc
 
+from rendezvous.coordinated.records import Keys
+from rendezvous.etcd.v3.client import prefix_end
 from rendezvous.utils import get_free_port
-from rendezvous.v3.client import prefix_end
-from rendezvous.v3.records import Keys
+from tests.etcd.clusters import Certificates, Cluster
 from tests.nodes import BOUND, eventually
 from tests.torchrun.conftest import TRAIN
-from tests.v3.clusters import Certificates, Cluster
 
 pytestmark = pytest.mark.parametrize("agents", ["etcd-v3"], indirect=True)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rendezvous.etcd_client import etcd_module
+from rendezvous.etcd.v2.client import etcd_module
 from tests.nodes import BOUND, eventually
 from tests.torchrun.mixed import Failure, Nodes, agree
 

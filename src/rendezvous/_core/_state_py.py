@@ -1,7 +1,7 @@
 """The round's state: a table of nodes, and its bytes. The pure twin of ``src/_core/state.pyx``.
 
 The table holds each node once, in one of four roles. What a role means, and when a node changes it, is decided
-in ``rendezvous.rules``; the table only keeps it.
+in ``rendezvous.dynamic.rules``; the table only keeps it.
 
     participant  takes part in the round that forms, or took part in the one that is complete
     waiting      waits for the next round (torch: wait list)

@@ -19,7 +19,7 @@ from rendezvous.legacy import rules
 from rendezvous.store import Store
 
 if TYPE_CHECKING:
-    from rendezvous.etcd_rendezvous import EtcdRendezvous
+    from rendezvous.legacy.rendezvous import EtcdRendezvous
 
 __all__ = ["EtcdRendezvousHandler"]
 

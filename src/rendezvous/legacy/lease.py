@@ -9,7 +9,7 @@ from typing import Any
 
 from rendezvous._core import Backoff
 from rendezvous.api import RendezvousConnectionError, RendezvousError
-from rendezvous.etcd_client import etcd_module, key_path, translate_errors
+from rendezvous.etcd.v2.client import etcd_module, key_path, translate_errors
 
 __all__ = ["keep_alive"]
 

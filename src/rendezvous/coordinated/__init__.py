@@ -1,0 +1,1 @@
+"""The coordinated rendezvous, ``etcd-v3``; :mod:`rendezvous.coordinated.handler` is where to begin."""

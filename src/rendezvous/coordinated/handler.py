@@ -1,0 +1,195 @@
+"""The blocking handler of the coordinated rendezvous, and how a configuration becomes one."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import os
+import random
+import socket
+import weakref
+from collections.abc import Callable
+from typing import ClassVar
+
+from rendezvous import config
+from rendezvous.api import (
+    RendezvousError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.records import Keys, NodeRecord, run_keys
+from rendezvous.coordinated.rules import Limits, RankPolicy
+from rendezvous.coordinated.store import EtcdStore
+from rendezvous.etcd.v3 import background
+from rendezvous.etcd.v3.client import EtcdClient
+from rendezvous.etcd.v3.connect import CONNECTION_KEYS, connect
+from rendezvous.utils import get_free_port
+
+__all__ = ["CoordinatedRendezvousHandler", "create_handler"]
+
+logger = logging.getLogger(__name__)
+
+_KEYS = (
+    *CONNECTION_KEYS,
+    "rank_policy",
+    "topology",
+    "rank_hint",
+    "node_unit",
+    "on_node_loss",
+    "upscale",
+)
+
+
+class CoordinatedRendezvousHandler(RendezvousHandler):
+    """Takes one node through the rounds of a run that one elected node coordinates.
+
+    Args:
+        client: the etcd cluster, on the background loop.
+        keys: the keys of the run.
+        node: what the node says of itself.
+        settings: how it takes part.
+        join_timeout: seconds within which a round must be complete.
+        close_timeout: seconds within which closing must succeed.
+        serve: called on rank 0 of each round with this node's address; starts what the workers meet at and
+            returns its port. A free port is published unless given.
+    """
+
+    _local_ids: ClassVar = itertools.count()
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        keys: Keys,
+        node: NodeRecord,
+        settings: Settings,
+        join_timeout: float = 600.0,
+        close_timeout: float = 30.0,
+        serve: Callable[[str], int] | None = None,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._node = node
+        self._settings = settings
+        self._join_timeout = join_timeout
+        self._close_timeout = close_timeout
+        self._serve = functools.partial(serve, node.addr) if serve is not None else get_free_port
+        self._member = Member(client, keys, node, settings, random.Random())
+        # A process that ends, or forgets the handler, leaves at once: the others need not wait for its lease to end.
+        background.at_exit(self._member, functools.partial(self._member.leave, background.FAREWELL))
+        weakref.finalize(self, background.depart, self._member).atexit = False
+
+    @property
+    def node(self) -> NodeRecord:
+        """What this node says of itself."""
+        return self._node
+
+    def get_backend(self) -> str:
+        """See :meth:`RendezvousHandler.get_backend`."""
+        return "etcd-v3"
+
+    def get_run_id(self) -> str:
+        """See :meth:`RendezvousHandler.get_run_id`."""
+        return self._settings.run_id
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """See :meth:`RendezvousHandler.next_rendezvous`."""
+        place, bootstrap = background.run(self._member.join(self._join_timeout, self._serve))
+        logger.info(
+            "node %s joined round %d of the rendezvous '%s' as rank %d of %d",
+            self._node.name,
+            place.round,
+            self._settings.run_id,
+            place.rank,
+            place.world_size,
+        )
+        store = EtcdStore(self._client, self._keys, place.round, place.run_lease, place.revision)
+        return RendezvousInfo(store, place.rank, place.world_size, RendezvousStoreInfo(bootstrap.addr, bootstrap.port))
+
+    def is_closed(self) -> bool:
+        """See :meth:`RendezvousHandler.is_closed`. A node that has joined answers without asking etcd."""
+        if self._member.view.synced or self._member.is_closed():
+            return self._member.is_closed()
+        return background.run(self._ask_whether_closed())
+
+    async def _ask_whether_closed(self) -> bool:
+        deadline = asyncio.get_running_loop().time() + self._close_timeout
+        found, _ = await self._client.range(self._keys.closed, b"", deadline)
+        return bool(found)
+
+    def num_nodes_waiting(self) -> int:
+        """See :meth:`RendezvousHandler.num_nodes_waiting`. Answers without asking etcd."""
+        return self._member.num_nodes_waiting()
+
+    def set_closed(self) -> None:
+        """See :meth:`RendezvousHandler.set_closed`."""
+        self.close("a node closed it")
+
+    def close(self, reason: str) -> None:
+        """Close the rendezvous for all nodes, for good, and say why. Raises RendezvousConnectionError."""
+
+        async def close() -> None:
+            await self._member.close(reason, asyncio.get_running_loop().time() + self._close_timeout)
+
+        background.run(close())
+
+    def shutdown(self) -> bool:
+        """See :meth:`RendezvousHandler.shutdown`."""
+        try:
+            self.close("a node shut it down")
+            closed = True
+        except RendezvousError as exc:
+            logger.warning("the rendezvous '%s' could not be closed: %s", self._settings.run_id, exc)
+            closed = False
+        background.run(self._member.leave(background.FAREWELL))
+        return closed
+
+
+def create_handler(
+    params: RendezvousParameters, serve: Callable[[str], int] | None = None
+) -> CoordinatedRendezvousHandler:
+    """Make a handler from a configuration.
+
+    Configuration, beside that of :func:`rendezvous.etcd.v3.connect.connect`: ``join_timeout`` (600),
+    ``last_call_timeout`` (30), ``close_timeout`` (30), ``keep_alive_interval`` (5), all in whole seconds;
+    ``keep_alive_max_attempt`` (3); ``rank_policy`` (host, stable or arrival); ``topology``, a path such as
+    ``pod1/rack3/switch2``; ``rank_hint``, an integer; ``node_unit`` (1); ``on_node_loss`` (reform or ignore);
+    ``upscale`` (true). ``heartbeat_timeout`` is accepted and has no meaning here.
+
+    Raises:
+        RendezvousConnectionError: no endpoint answers, or etcd refused the user.
+        ValueError: a value is malformed or out of range.
+    """
+    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *_KEYS))
+    keys = run_keys(params)
+    limits = Limits(
+        params.min_nodes,
+        params.max_nodes,
+        config.positive_int(params, "last_call_timeout", 30),
+        config.positive_int(params, "node_unit", 1),
+        params.get_as_bool("upscale", True) is not False,
+        config.one_of(params, "on_node_loss", ("reform", "ignore")) == "reform",
+        RankPolicy(config.one_of(params, "rank_policy", [policy.value for policy in RankPolicy])),
+    )
+    interval = config.positive_int(params, "keep_alive_interval", 5)
+    ttl = interval * config.positive_int(params, "keep_alive_max_attempt", 3)
+    node = NodeRecord(
+        params.local_addr or socket.getfqdn(),
+        os.getpid(),
+        next(CoordinatedRendezvousHandler._local_ids),
+        topology=config.text(params, "topology") or "",
+        rank_hint=params.get_as_int("rank_hint"),
+    )
+    return CoordinatedRendezvousHandler(
+        connect(params),
+        keys,
+        node,
+        Settings(params.run_id, limits, interval, ttl),
+        config.positive_int(params, "join_timeout", 600),
+        config.positive_int(params, "close_timeout", 30),
+        serve,
+    )

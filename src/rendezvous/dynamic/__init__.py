@@ -1,0 +1,1 @@
+"""The dynamic rendezvous, ``etcd-v2``: all nodes compare-and-swap one state blob."""

@@ -1,0 +1,152 @@
+"""The state blob on etcd's v2 API, and how a configuration reaches it."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from typing import Any
+
+from rendezvous import config
+from rendezvous.api import RendezvousParameters, RendezvousStateError
+from rendezvous.dynamic.backend import RendezvousBackend, Token, index_of
+from rendezvous.etcd.v2.client import create_client, etcd_module, key_path, translate_errors
+from rendezvous.etcd.v2.store import EtcdStore
+
+__all__ = ["EtcdRendezvousBackend", "create_backend"]
+
+_DEFAULT_TTL = 7200
+_KEY_PREFIX = "/torch/elastic/rendezvous"
+_STORE_PREFIX = "/torch/elastic/store"
+
+
+class EtcdRendezvousBackend(RendezvousBackend):
+    """Keeps the state under one key of etcd's v2 API, in base64, as torch's backend of the same name does.
+
+    The fencing token is the key's modified index. The backend knows nothing of what the state means: it also
+    works beneath torch's own ``DynamicRendezvousHandler``.
+
+    Args:
+        client: an :class:`~rendezvous.etcd.v2.client.EtcdClient`, or an ``etcd.Client`` of python-etcd.
+        run_id: the name of the job.
+        key_prefix: the directory of the key.
+        ttl: after how many seconds without a write etcd deletes the state; two hours unless given.
+
+    Raises:
+        ImportError: python-etcd is not installed.
+        ValueError: the run id is empty, or holds a part that etcd would resolve to another key (``..``).
+    """
+
+    def __init__(self, client: Any, run_id: str, key_prefix: str | None = None, ttl: int | None = None) -> None:
+        if not run_id:
+            raise ValueError("The run id must not be empty.")
+        self._etcd = etcd_module()
+        self._client = client
+        self._key = f"{key_prefix}/{run_id}" if key_prefix else run_id
+        self._path = key_path(self._key)
+        self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
+        self._seen: tuple[Token, int] = (None, 0)
+        self._index = 0  # etcd's index, as far as this backend has seen it
+
+    @property
+    def name(self) -> str:
+        """See :attr:`RendezvousBackend.name`."""
+        return "etcd-v2"
+
+    def get_state(self) -> tuple[bytes, Token] | None:
+        """See :meth:`RendezvousBackend.get_state`."""
+        known = self._index  # before the question: of two threads' answers the older may come last
+        result, index = self._read()
+        if index < known:
+            # A member that lags behind the others answered, or etcd has lost its data: let a quorum say. To ask it
+            # each time is safe too, but costs the whole cluster a write.
+            result, index = self._read(quorum=True)
+            self._index = index
+        self._index = max(self._index, index)
+        if result is None:
+            return None
+        self._seen = (result.modifiedIndex, index)
+        return self._decode(result)
+
+    def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
+        """See :meth:`RendezvousBackend.set_state`."""
+        condition: dict[str, Any] = {"prevExist": False}
+        if token:
+            if (index := index_of(token)) is None:
+                return self._get_unset()
+            condition = {"prevIndex": index}
+        value = b64encode(state).decode()
+        try:
+            result = self._request("write", lambda: self._client.write(self._path, value, self._ttl, **condition))
+        except (self._etcd.EtcdAlreadyExist, self._etcd.EtcdCompareFailed, self._etcd.EtcdKeyNotFound):
+            return self._get_unset()
+        self._index = max(self._index, result.modifiedIndex)
+        return state, result.modifiedIndex, True
+
+    def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
+        """See :meth:`RendezvousBackend.watch`. Returns the oldest change since ``token``."""
+        known = index_of(token)
+        if known is None or timeout <= 0:
+            return None
+        # etcd remembers its last 1,000 changes, of all keys. The key's own index may be older than that; etcd's index
+        # at the moment when the key was last read is not.
+        seen, index = self._seen
+        since = index if seen == known else known
+        try:
+            result = self._request("watch", lambda: self._client.watch(self._path, index=since + 1, timeout=timeout))
+        except (self._etcd.EtcdWatchTimedOut, self._etcd.EtcdEventIndexCleared):
+            return None
+        return self._decode(result) if result.value is not None else None
+
+    def _read(self, **options: Any) -> tuple[Any, int]:
+        """Return etcd's answer for the key (None where there is none) and etcd's index at that moment."""
+        try:
+            result = self._request("read", lambda: self._client.read(self._path, **options))
+        except self._etcd.EtcdKeyNotFound as exc:
+            return None, int((exc.payload or {}).get("index", 0))
+        return result, max(result.etcd_index, result.modifiedIndex)
+
+    def _get_unset(self) -> tuple[bytes, Token, bool] | None:
+        current = self.get_state()
+        return None if current is None else (*current, False)
+
+    def _request(self, verb: str, call: Any) -> Any:
+        try:
+            return translate_errors(f"cannot {verb} the rendezvous state '{self._key}' in etcd", call)
+        except (self._etcd.EtcdNotFile, self._etcd.EtcdNotDir) as exc:
+            raise RendezvousStateError(
+                f"the etcd key '{self._key}' is a directory or lies below another key: some job's run id begins "
+                f"with this one's and a slash, or the other way round; choose another run id ({exc})"
+            ) from exc
+
+    def _decode(self, result: Any) -> tuple[bytes, Token]:
+        if result.dir or result.value is None:
+            raise RendezvousStateError(
+                f"the etcd key '{self._key}' is a directory: another job's run id begins with this one's and a "
+                f"slash; choose another run id"
+            )
+        try:
+            return b64decode(result.value, validate=True), result.modifiedIndex
+        except (binascii.Error, ValueError):
+            raise RendezvousStateError(
+                f"the etcd key '{self._key}' does not hold base64: something else wrote it"
+            ) from None
+
+
+def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    """Connect to etcd and return the backend and the store of a job.
+
+    Configuration: ``read_timeout`` (seconds, 60), ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``,
+    ``ca_cert`` (paths), ``username``, and ``password_file`` or the environment variable
+    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but on a command line everybody on the host can read it.
+
+    Raises:
+        ImportError: python-etcd is not installed.
+        RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
+        ValueError: a value is malformed or out of range.
+    """
+    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *config.CLIENT_KEYS))
+    if not params.run_id:
+        raise ValueError("The run id must not be empty.")
+    key_path(f"{_KEY_PREFIX}/{params.run_id}")
+    client = create_client(params)
+    return EtcdRendezvousBackend(client, params.run_id, _KEY_PREFIX), EtcdStore(client, _STORE_PREFIX)

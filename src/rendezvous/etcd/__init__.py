@@ -1,0 +1,1 @@
+"""What speaks with etcd. Nothing here knows of a rendezvous."""

@@ -1,0 +1,65 @@
+"""Real etcd clusters, and certificates for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trustme
+from pyetcd.etcdrpc import rpc_pb2, rpc_pb2_grpc
+
+from benchmarks.etcd_cluster import EtcdCluster
+from rendezvous.etcd.v3.connection import Credentials
+
+BOUND = 30.0
+"""Seconds within which anything that must happen in a test happens."""
+
+
+class Certificates:
+    """An authority of its own, and what it signed, as PEM files in ``folder``.
+
+    Args:
+        folder: where the files go; it exists.
+        mutual: whether etcd asks clients for a certificate.
+    """
+
+    def __init__(self, folder: Path, mutual: bool = False) -> None:
+        authority = trustme.CA()
+        self.mutual = mutual
+        self.ca, self.cert, self.key = (str(folder / name) for name in ("ca.pem", "cert.pem", "key.pem"))
+        signed = authority.issue_cert("127.0.0.1", "localhost")
+        authority.cert_pem.write_to_path(self.ca)
+        signed.private_key_pem.write_to_path(self.key)
+        for blob in signed.cert_chain_pems:
+            blob.write_to_path(self.cert, append=True)
+
+    @property
+    def flags(self) -> list[str]:
+        """What etcd is told."""
+        flags = ["--cert-file", self.cert, "--key-file", self.key]
+        return [*flags, "--client-cert-auth", "--trusted-ca-file", self.ca] if self.mutual else flags
+
+    @property
+    def credentials(self) -> Credentials:
+        """What a client needs."""
+        ca, cert, key = (Path(path).read_bytes() for path in (self.ca, self.cert, self.key))
+        return Credentials(tls=True, ca_cert=ca, cert=cert if self.mutual else None, key=key if self.mutual else None)
+
+
+class Cluster(EtcdCluster):
+    """A cluster, for a test; it may ask for certificates."""
+
+    def __init__(self, members: int = 3, tls: Certificates | None = None, flags: Sequence[str] = ()) -> None:
+        more = () if tls is None else tls.flags
+        try:
+            super().__init__(members, None if tls is None else tls.credentials, (*flags, *more))
+        except FileNotFoundError as exc:
+            pytest.skip(str(exc))
+
+    def have_lead(self, member: int) -> None:
+        """Have ``member`` lead."""
+        target = self._status(member)[1]
+        while (leader := self.leader) != member:
+            request = rpc_pb2.MoveLeaderRequest(targetID=target)
+            rpc_pb2_grpc.MaintenanceStub(self.channel(leader)).MoveLeader(request, timeout=BOUND)

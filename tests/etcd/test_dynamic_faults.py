@@ -1,0 +1,302 @@
+"""How a rendezvous behaves when etcd goes away and comes back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from rendezvous import RendezvousConnectionError
+from rendezvous._core import Role, State
+from rendezvous.dynamic.backend import RendezvousBackend
+from rendezvous.dynamic.backend_v2 import create_backend
+from rendezvous.etcd.server import EtcdServer
+from tests.nodes import BOUND, Job, count_reads, eventually, join, join_all
+from tests.proxy import Proxy
+
+pytestmark = pytest.mark.both_twins
+
+
+@pytest.fixture
+def job(etcd, run_id):
+    """A proxy in front of etcd, and a maker of jobs behind it."""
+    with Proxy(etcd.get_port()) as proxy:
+        jobs = []
+
+        def make(least: int, most: int, *others: str, read_timeout: int = 5) -> Job:
+            endpoint = ",".join([proxy.endpoint, *others])
+            jobs.append(Job(endpoint, run_id, least, most, read_timeout=read_timeout))
+            return jobs[-1]
+
+        yield proxy, make
+        for each in jobs:
+            each.stop()
+
+
+@pytest.fixture(autouse=True)
+def only_the_proxy(monkeypatch):
+    """Have clients keep to the endpoint they are given: etcd advertises its own, past the proxy."""
+    monkeypatch.setattr("rendezvous.etcd.v2.client.EtcdClient._members", lambda self: [])
+
+
+def test_etcd_goes_away_while_nodes_join_and_comes_back(job):
+    proxy, make = job
+    one, two = make(2, 2).nodes(2)
+    first = join(one)
+    eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "one has joined")
+    proxy.cut()
+    second = join(two)
+    time.sleep(1)
+    assert not first.done()
+    assert not second.done()
+    proxy.restore()
+    assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+
+
+def test_etcd_goes_away_while_nodes_join_and_does_not_come_back(job, run_id):
+    proxy, make = job
+    handler = make(2, 2).node("node-0", join=2)
+    future = join(handler)
+    eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "it has joined")
+    start = time.monotonic()
+    proxy.cut()
+    with pytest.raises(RendezvousConnectionError, match=f"'{run_id}': etcd could not be reached until the time was up"):
+        future.result(BOUND)
+    assert time.monotonic() - start < 10
+
+
+def test_an_etcd_that_stalls_holds_nobody_for_longer_than_the_read_timeout(job):
+    proxy, make = job
+    one, two = make(2, 2).nodes(2)
+    first = join(one)
+    eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "one has joined")
+    proxy.stall()
+    second = join(two)
+    threading.Timer(1, proxy.resume).start()
+    assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
+
+
+def test_a_running_job_outlives_an_outage(job, caplog):
+    proxy, make = job
+    the_job = make(2, 3)
+    one, two = the_job.nodes(2, last_call=0.3)
+    join_all([one, two])
+    proxy.cut()
+    one._shared._view = one._shared._view._replace(read_at=float("-inf"))
+    assert one.num_nodes_waiting() == 0  # as last seen
+    assert one.is_closed() is False
+    assert "going by what was known before" in caplog.text
+    eventually(lambda: "failed to send a heartbeat" in caplog.text, "a heartbeat fails")
+    time.sleep(1.5)  # together longer than the expiry: etcd's state has nothing but stale heartbeats
+    proxy.restore()
+    before = the_job.state().oldest_heartbeat()
+    eventually(lambda: the_job.state().oldest_heartbeat() > before + 2000, "heartbeats come again")
+    assert (the_job.state().round, the_job.state().count(Role.PARTICIPANT)) == (0, 2)
+    assert "taken for dead" not in caplog.text
+
+
+def all_go_on(the_job: Job, nodes: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Check that all nodes of round 0 send heartbeats, and that nobody was taken for dead."""
+    before = int(time.time() * 1000)
+    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 2000, "heartbeats come again")
+    assert (the_job.state().round, the_job.state().count(Role.PARTICIPANT)) == (0, nodes)
+    assert "taken" not in caplog.text
+
+
+def test_a_stall_longer_than_the_expiry_costs_nobody_its_place(job, caplog):
+    caplog.set_level(logging.INFO)
+    proxy, make = job
+    the_job = make(2, 3)
+    one, two = the_job.nodes(2, last_call=0.3)
+    join_all([one, two])
+    newcomer = the_job.node("node-9")
+    proxy.stall()
+    time.sleep(2.5)  # an expiry of 1.5 s, and no error: the read time-out is 5 s
+    future = join(newcomer)
+    proxy.resume()
+    eventually(lambda: one.num_nodes_waiting() == two.num_nodes_waiting() == 1, "the newcomer waits")
+    all_go_on(the_job, 2, caplog)
+    futures = [join(one), join(two), future]
+    assert [each.result(BOUND).rank for each in futures] == [0, 1, 2]
+    assert the_job.state().round == 1
+
+
+def test_a_newcomer_takes_nobody_for_dead_whom_it_may_find_in_a_stall(job, etcd, run_id, caplog):
+    proxy, make = job
+    the_job = make(2, 3)
+    join_all(the_job.nodes(2, last_call=0.3))
+    proxy.stall()
+    time.sleep(2.5)
+    direct = Job(etcd.get_endpoint(), run_id, 2, 3)
+    newcomer = direct.node("node-9")
+    future = join(newcomer)
+    role = eventually(lambda: direct.state().role(newcomer.node), "the newcomer is in", 3)
+    proxy.resume()
+    assert role == Role.WAITING
+    all_go_on(the_job, 2, caplog)
+    assert not future.done()
+    newcomer.set_closed()
+    direct.stop()
+
+
+def test_an_endpoint_that_falls_silent_costs_nobody_its_place(job, etcd, caplog):
+    proxy, make = job
+    the_job = make(2, 3, etcd.get_endpoint(), read_timeout=3)
+    one, two = the_job.nodes(2, last_call=0.3)
+    join_all([one, two])
+    proxy.stall()
+    for node in (one, two):
+        assert node.num_nodes_waiting() == 0  # until the endpoint has been given up
+    direct = Job(etcd.get_endpoint(), the_job.params.run_id, 2, 3)
+    all_go_on(direct, 2, caplog)
+    proxy.resume()
+
+
+def test_a_heartbeat_that_etcd_held_up_is_sent_at_once(job, caplog):
+    proxy, make = job
+    the_job = make(1, 1)
+    handler = the_job.node("node-0", interval=2, attempts=10, heartbeat=0.5)
+    handler.next_rendezvous()
+    time.sleep(1)
+    proxy.stall()
+    time.sleep(2)  # the heartbeat is due in the middle
+    proxy.resume()
+    resumed = int(time.time() * 1000)
+    eventually(lambda: the_job.state().heartbeat(handler.node) >= resumed - 100, "the heartbeat", 1.5)
+    assert "sends its heartbeat again: etcd took longer than 0.5 s" in caplog.text
+
+
+class LateHeartbeats(RendezvousBackend):
+    """Holds up one heartbeat's reading: etcd is read just when the node is out, and answers when it is in again."""
+
+    name = "late"
+
+    def __init__(self, backend: RendezvousBackend) -> None:
+        self._backend = backend
+        self.asked, self._is_out, self._read, self.is_in_again = (threading.Event() for _ in range(4))
+
+    def get_state(self) -> tuple[bytes, Any] | None:
+        late = "heartbeat" in threading.current_thread().name and not self.asked.is_set()
+        if late:
+            self.asked.set()
+            assert self._is_out.wait(BOUND)
+        current = self._backend.get_state()
+        if late:
+            self._read.set()
+            assert self.is_in_again.wait(BOUND)
+        return current
+
+    def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool] | None:
+        outcome = self._backend.set_state(state, token)
+        if self.asked.is_set() and not self._is_out.is_set():
+            self._is_out.set()
+            assert self._read.wait(BOUND)
+        return outcome
+
+
+def test_a_late_heartbeat_of_the_round_before_does_not_stop_those_of_the_next(job, caplog):
+    _, make = job
+    the_job = make(1, 1)
+    handler = the_job.node("node-0", interval=0.3)
+    late = handler._shared._backend = LateHeartbeats(handler._shared._backend)
+    handler.next_rendezvous()
+    assert late.asked.wait(BOUND)
+    handler.next_rendezvous()
+    late.is_in_again.set()
+    before = the_job.state().oldest_heartbeat()
+    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 1500, "heartbeats go on")
+    assert (the_job.state().round, the_job.state().role(handler.node)) == (1, Role.PARTICIPANT)
+    assert "taken for dead" not in caplog.text
+
+
+def test_an_outage_while_nodes_ask_where_to_meet(job, caplog):
+    proxy, make = job
+    the_job = make(2, 2)
+    serves, release = threading.Event(), threading.Event()
+
+    def serve(addr: str) -> int:
+        serves.set()
+        assert release.wait(BOUND)
+        return 7001
+
+    futures = [join(the_job.node("node-0", serve=serve)), join(the_job.node("node-1"))]
+    assert serves.wait(BOUND)
+    eventually(lambda: the_job.state().complete, "the round is complete")
+    proxy.cut()
+    eventually(lambda: "still asks where to meet" in caplog.text or futures[1].done(), "longer than the expiry")
+    assert not futures[1].done()
+    proxy.restore()
+    release.set()
+    infos = [future.result(BOUND) for future in futures]
+    assert [info.bootstrap_store_info.master_port for info in infos] == [7001, 7001]
+    assert the_job.state().round == 0
+
+
+def test_an_outage_while_nodes_ask_where_to_meet_that_does_not_end(job):
+    proxy, make = job
+    the_job = make(2, 2)
+    release = threading.Event()
+
+    def serve(addr: str) -> int:
+        release.wait(BOUND)
+        return 7001
+
+    first = join(the_job.node("node-0", serve=serve))
+    second = join(the_job.node("node-1", join=3))
+    eventually(lambda: the_job.state().complete, "the round is complete")
+    proxy.cut()
+    with pytest.raises(RendezvousConnectionError, match="MASTER_ADDR"):
+        second.result(BOUND)
+    proxy.restore()
+    release.set()
+    assert first.result(BOUND).rank == 0
+
+
+def test_a_node_that_waits_while_it_spares_a_silent_one_rests(job):
+    _, make = job
+    the_job = make(3, 3)
+    backend, _ = create_backend(the_job.params)
+    state = State()
+    state.join(("silent", 1, 0), int(time.time() * 1000) - 30_000)
+    backend.set_state(state.encode())
+    handler = the_job.node("node-0", attempts=20)  # an expiry of 10 s
+    future = join(handler)
+    eventually(lambda: the_job.state().role(handler.node) == Role.PARTICIPANT, "it has joined")
+    reads = count_reads(handler)
+    time.sleep(2)
+    assert len(reads) < 25
+    assert the_job.state().role(("silent", 1, 0)) == Role.PARTICIPANT
+    handler.set_closed()
+    assert future.exception(BOUND) is not None
+
+
+def test_shutdown_without_etcd_says_so_and_returns(job, caplog):
+    proxy, make = job
+    (handler,) = make(1, 1).nodes(1, close=1)
+    handler.next_rendezvous()
+    proxy.cut()
+    assert handler.shutdown() is False
+    assert "could not be closed" in caplog.text
+
+
+def test_etcd_is_killed_while_nodes_join_and_starts_again_on_its_data(tmp_path, run_id):
+    data = str(tmp_path / "data")
+    first = EtcdServer(data_dir=data)
+    first.start()
+    with Proxy(first.get_port()) as proxy:
+        job = Job(proxy.endpoint, run_id, 3, 3, read_timeout=5)
+        handlers = job.nodes(3)
+        futures = [join(handler) for handler in handlers[:2]]
+        eventually(lambda: job.state().count(Role.PARTICIPANT) == 2, "two have joined")
+        os.kill(first.pid, signal.SIGKILL)
+        first.stop()
+        futures.append(join(handlers[2]))
+        with EtcdServer(data_dir=data) as second:
+            proxy.restore(second.get_port())
+            assert [future.result(BOUND).rank for future in futures] == [0, 1, 2]
+            job.stop()

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+
+import etcd as python_etcd
+import pytest
+
+from rendezvous.api import RendezvousConnectionError
+from rendezvous.etcd.v2.client import EtcdClient
+from rendezvous.etcd.v2.store import EtcdStore
+from tests.proxy import Proxy
+
+pytestmark = pytest.mark.both_twins
+
+SOON = timedelta(seconds=0.3)
+
+
+@pytest.fixture
+def store(etcd, run_id):
+    client = EtcdClient([(etcd.get_host(), etcd.get_port())])
+    return EtcdStore(client, f"/stores/{run_id}", timedelta(seconds=30))
+
+
+def later(call, *arguments):
+    timer = threading.Timer(0.2, call, arguments)
+    timer.start()
+    return timer
+
+
+def test_set_and_get(store):
+    store.set("key", "value")
+    assert store.get("key") == b"value"
+    store.set("key", b"\x00\xff")
+    assert store.get("key") == b"\x00\xff"
+    store.set("empty", b"")
+    assert store.get("empty") == b""
+
+
+@pytest.mark.parametrize("key", ["a/b", "a b", "ключ", "a?b#c%d", "x" * 300, "ab?"])
+def test_any_text_is_a_key(store, key):
+    store.set(key, "value")
+    assert store.get(key) == b"value"
+    assert store.delete_key(key)
+
+
+def test_keys_and_values_stand_in_etcd_as_torch_writes_them(etcd, store):
+    store.set("torch.rendezvous.job.0/key", "value")
+    raw = etcd.get_client().read(store.prefix + "dG9yY2gucmVuZGV6dm91cy5qb2IuMC9rZXk=")
+    assert raw.value == "dmFsdWU="
+
+
+def test_the_client_may_be_python_etcd_s_own(etcd, run_id):
+    store = EtcdStore(etcd.get_client(), f"/stores/{run_id}/")
+    assert store.timeout == timedelta(seconds=300)
+    assert store.add("n", 2) == 2
+    assert store.get("n") == b"2"
+
+
+@pytest.mark.parametrize("value", [3, None, [1]])
+def test_only_text_and_bytes_are_values(store, value):
+    with pytest.raises(ValueError, match="must be str or bytes"):
+        store.set("key", value)
+
+
+def test_get_waits_for_a_late_set(store):
+    later(store.set, "late", "value")
+    assert store.get("late") == b"value"
+
+
+def test_get_and_wait_time_out_with_a_lookup_error_that_names_the_key(store):
+    with pytest.raises(LookupError, match=r"'never' did not appear in the etcd store within 0\.3 s"):
+        store.get("never", SOON)
+    store.set("there", "1")
+    with pytest.raises(LookupError, match="'never'"):
+        store.wait(["there", "never"], SOON)
+    store.set_timeout(SOON)
+    with pytest.raises(LookupError, match="'never'"):
+        store.multi_get(["never"])
+
+
+def test_wait_waits_for_all(store):
+    later(store.multi_set, ["a", "b"], ["1", "2"])
+    store.wait(["a", "b"])
+    assert store.multi_get(["b", "a"]) == [b"2", b"1"]
+
+
+def test_a_wait_ends_while_other_keys_change_a_lot(store):
+    # More changes than etcd remembers (1,000): a watch that starts too late must notice.
+    def noise():
+        for i in range(1100):
+            store.set(f"noise-{i % 7}", str(i))
+        store.set("key", "value")
+
+    thread = threading.Thread(target=noise)
+    thread.start()
+    assert store.get("key", timedelta(seconds=60)) == b"value"
+    thread.join()
+
+
+def test_a_get_touches_its_own_key_only(store):
+    asked = []
+
+    class Spy:
+        def __getattr__(self, name):
+            def call(key, *arguments, **options):
+                asked.append(key)
+                return getattr(store.client, name)(key, *arguments, **options)
+
+            return call
+
+    spied = EtcdStore(Spy(), store.prefix)
+    store.set("other", "1")
+    later(store.set, "key", "value")
+    assert spied.get("key") == b"value"
+    spied.wait(["key"])
+    assert set(asked) == {store._path("key")}
+
+
+def test_check(store):
+    store.set("a", "1")
+    assert store.check(["a"])
+    assert not store.check(["a", "b"])
+    assert store.check([])
+
+
+def test_add_counts_from_nothing_and_takes_any_amount(store):
+    assert [store.add("n", amount) for amount in (1, 5, -10, 0)] == [1, 6, -4, -4]
+    assert store.get("n") == b"-4"
+
+
+def test_add_to_what_is_no_number(store):
+    store.set("key", "x")
+    with pytest.raises(ValueError, match=r"'key' in the etcd store is not a number: b'x'"):
+        store.add("key", 1)
+    assert store.get("key") == b"x"
+
+
+def test_many_adds_at_once_lose_none(store):
+    sums = []
+    threads = [threading.Thread(target=lambda: sums.extend(store.add("n", 1) for _ in range(5))) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sums) == list(range(1, 51))
+
+
+def test_compare_set(store):
+    assert store.compare_set("key", "expected", "new") == b"expected"
+    assert not store.check(["key"])
+    assert store.compare_set("key", "", "one") == b"one"
+    assert store.compare_set("key", "", "two") == b"one"
+    assert store.compare_set("key", "other", "two") == b"one"
+    assert store.compare_set("key", b"one", b"two") == b"two"
+    assert store.get("key") == b"two"
+
+
+def test_append(store):
+    store.append("key", "a")
+    store.append("key", b"b")
+    assert store.get("key") == b"ab"
+
+
+def test_delete_and_count(store):
+    assert store.num_keys() == 0
+    store.multi_set(["a", "b", "a/?"], ["1", "2", "3"])
+    assert store.num_keys() == 3
+    assert store.delete_key("a")
+    assert not store.delete_key("a")
+    assert store.num_keys() == 2
+
+
+def test_multi_set_needs_as_many_values_as_keys(store):
+    with pytest.raises(ValueError, match="as many values as keys, not 1 for 2"):
+        store.multi_set(["a", "b"], ["1"])
+    assert not store.check(["a"])
+
+
+@pytest.fixture
+def proxied(etcd, run_id):
+    with Proxy(etcd.get_port()) as proxy:
+        client = EtcdClient([("127.0.0.1", proxy.port)], discover=False, read_timeout=5)
+        yield proxy, EtcdStore(client, f"/stores/{run_id}", timedelta(seconds=20))
+
+
+def test_operations_outlive_a_broken_connection(proxied):
+    proxy, store = proxied
+    store.set("key", "value")
+    for call in (
+        lambda: store.get("key"),
+        lambda: store.set("key", "value"),
+        lambda: store.check(["key"]),
+        lambda: store.add("n", 1),
+        lambda: store.append("text", "x"),
+        lambda: store.delete_key("nothing"),
+    ):
+        proxy.cut()
+        later(proxy.restore)
+        call()
+    assert store.get("n") == b"1"
+    assert store.get("text") == b"x"
+
+
+def test_a_wait_outlives_a_broken_connection(proxied, store):
+    proxy, proxied_store = proxied
+    later(proxy.cut)
+    restore = threading.Timer(0.5, proxy.restore)
+    restore.start()
+    setter = threading.Timer(0.8, lambda: EtcdStore(store.client, proxied_store.prefix).set("late", "value"))
+    setter.start()
+    assert proxied_store.get("late") == b"value"
+    setter.join()
+
+
+def test_without_etcd_it_gives_up_when_the_time_is_up(proxied):
+    proxy, store = proxied
+    proxy.cut()
+    store.set_timeout(SOON)
+    start = time.monotonic()
+    with pytest.raises(RendezvousConnectionError, match="cannot read 'key'"):
+        store.get("key")
+    with pytest.raises(RendezvousConnectionError, match="cannot write 'key'"):
+        store.set("key", "value")
+    assert time.monotonic() - start < 10
+
+
+class LostAnswers:
+    """A client whose writes are applied, and then the connection breaks before the answer comes."""
+
+    def __init__(self, client, before=None):
+        self._client, self._before, self.lost = client, before, 0
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def write(self, *arguments, **options):
+        result = self._client.write(*arguments, **options)
+        if self.lost == 0:
+            self.lost += 1
+            raise python_etcd.EtcdConnectionFailed("the connection broke")
+        return result
+
+    def delete(self, *arguments, **options):
+        result = self._client.delete(*arguments, **options)
+        if self.lost == 0:
+            self.lost += 1
+            raise python_etcd.EtcdConnectionFailed("the connection broke")
+        return result
+
+
+def test_a_deletion_whose_outcome_is_lost_was_made(store):
+    losing = EtcdStore(LostAnswers(store.client), store.prefix, timedelta(seconds=20))
+    store.set("key", "value")
+    assert losing.delete_key("key")
+    assert not store.check(["key"])
+    losing.client.lost = 0
+    assert not losing.delete_key("key")
+
+
+def test_a_deletion_of_nothing_is_none_even_where_its_outcome_is_lost(store):
+    class LostRequests(LostAnswers):
+        def delete(self, *arguments, **options):
+            if self.lost == 0:
+                self.lost += 1
+                raise python_etcd.EtcdConnectionFailed("the connection broke")
+            return self._client.delete(*arguments, **options)
+
+    losing = EtcdStore(LostRequests(store.client), store.prefix, timedelta(seconds=20))
+    assert not losing.delete_key("nothing")
+    store.set("key", "value")
+    assert losing.delete_key("key")
+
+
+def test_a_deletion_that_fails_over_was_made(etcd, run_id):
+    with Proxy(etcd.get_port()) as proxy:
+        client = EtcdClient([("127.0.0.1", proxy.port), ("localhost", etcd.get_port())], discover=False, read_timeout=2)
+        store = EtcdStore(client, f"/stores/{run_id}", timedelta(seconds=20))
+        store.set("key", "value")
+        send = client._clients[0].delete
+
+        def held_up(key):
+            # etcd gets the request; its answer does not come through.
+            etcd.get_client().delete(key)
+            proxy.stall()
+            return send(key)
+
+        client._clients[0].delete = held_up
+        assert store.delete_key("key")
+        assert client.endpoint == etcd.get_endpoint()
+        proxy.resume()
+
+
+def test_an_addition_whose_outcome_is_lost_is_not_made_twice(store):
+    losing = EtcdStore(LostAnswers(store.client), store.prefix, timedelta(seconds=20))
+    with pytest.raises(RendezvousConnectionError, match="it is not made twice"):
+        losing.add("n", 1)
+    assert store.get("n") == b"1"
+
+
+def test_an_addition_that_was_surely_not_made_is_made(store):
+    class LostRequests(LostAnswers):
+        def write(self, *arguments, **options):
+            if self.lost == 0:
+                self.lost += 1
+                raise python_etcd.EtcdConnectionFailed("the connection broke")
+            return self._client.write(*arguments, **options)
+
+    losing = EtcdStore(LostRequests(store.client), store.prefix, timedelta(seconds=20))
+    assert losing.add("n", 1) == 1
+    assert store.get("n") == b"1"
