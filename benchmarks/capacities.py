@@ -44,7 +44,6 @@ from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v3.client import (
     Call,
     EtcdClient,
-    EtcdError,
     Event,
     Message,
     Watch,
@@ -55,6 +54,7 @@ from rendezvous.etcd.v3.client import (
     txn_op,
 )
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
+from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.utils import parse_rendezvous_endpoint
 
 __all__ = ["STAGES", "measure", "prices", "share"]

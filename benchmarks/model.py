@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.queueing import Station
 from rendezvous.coordinated.records import Keys
-from rendezvous.etcd.v3.client import DELETE, Call, EtcdClient, EtcdError, Event, KeyValue, Message, Watch
+from rendezvous.etcd.v3.client import DELETE, Call, EtcdClient, Event, KeyValue, Message, Watch
 from rendezvous.etcd.v3.connection import _MAX_IN_FLIGHT, _Turnstile
+from rendezvous.etcd.v3.errors import EtcdError, UnavailableError
 
 __all__ = [
     "DELIVERY",
@@ -173,7 +174,7 @@ class ModelClient(EtcdClient):
         await self._turnstile.enter(deadline)
         try:
             answer: asyncio.Future[Message] = self._loop.create_future()
-            timer = self._loop.call_later(timeout, _fail, answer, EtcdError("deadline exceeded", retryable=True))
+            timer = self._loop.call_later(timeout, _fail, answer, UnavailableError("deadline exceeded"))
             self._send(call, request, answer)
             try:
                 return await answer

@@ -48,11 +48,14 @@ class RendezvousTimeoutError(RendezvousError):
 class RendezvousConnectionError(RendezvousError):
     """The store that holds the rendezvous cannot be reached.
 
-    Attributes:
-        retryable: whether trying again may help; False where the store has refused the user.
+    Args:
+        message: what failed, and where.
+        retryable: whether the same call may succeed later; False if the store refused the user.
     """
 
-    retryable = True
+    def __init__(self, *message: object, retryable: bool = True) -> None:
+        super().__init__(*message)
+        self.retryable = retryable
 
 
 class RendezvousStateError(RendezvousError):

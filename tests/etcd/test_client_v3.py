@@ -21,9 +21,10 @@ from pyetcd.etcdrpc import rpc_pb2, rpc_pb2_grpc
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3 import background, connection
-from rendezvous.etcd.v3.client import DELETE, PAGE, PUT, Call, EtcdError, absent, compare, delete_op, get_op, prefix_end
+from rendezvous.etcd.v3.client import DELETE, PAGE, PUT, Call, absent, compare, delete_op, get_op, prefix_end
 from rendezvous.etcd.v3.client import put_op as put
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
+from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError
 from rendezvous.utils import get_free_port
 from tests.etcd.clusters import BOUND, Cluster
 from tests.proxy import Proxy
@@ -225,10 +226,10 @@ async def test_a_lease_lives_until_it_is_revoked(port, key):
         assert await client.keep_alive(lease, within()) is False
         with pytest.raises(EtcdError, match="lease not found") as error:
             await client.put(key, lease=lease)
-        assert error.value.lease_is_gone
+        assert isinstance(error.value, LeaseNotFoundError)
         with pytest.raises(EtcdError) as error:
             await client.txn([], [put(key, b"", lease)], deadline=within())
-        assert error.value.lease_is_gone
+        assert isinstance(error.value, LeaseNotFoundError)
 
 
 @on_a_loop
@@ -273,7 +274,7 @@ async def test_a_revision_that_etcd_has_forgotten_or_does_not_have_yet(server, p
         compact(server, await client.put(key))
         with pytest.raises(EtcdError, match="compacted") as error:
             await client.range(key, b"", within(), revision=first)
-        assert error.value.compacted
+        assert isinstance(error.value, CompactedError)
         with pytest.raises(RendezvousConnectionError, match="future revision") as late:
             await client.range(key, b"", within(0.5), revision=10**12)
         assert late.value.retryable
@@ -306,7 +307,11 @@ async def test_too_many_requests_are_waited_out(server, port, key):
         for each in crowd:
             each.exception(timeout=BOUND)
         # How many there are depends on how fast the machine is.
-        assert all(error.busy and error.retryable for error in client.errors if "too many requests" in str(error))
+        assert all(
+            isinstance(error, BusyError) and error.retryable
+            for error in client.errors
+            if "too many requests" in str(error)
+        )
         assert (await client.range(key + b"last", b"", within()))[0][0].version == len(asked)
 
 
@@ -319,7 +324,8 @@ async def test_too_many_requests_are_no_fault_of_the_endpoint(code):
         error = client.translate(
             grpc.aio.AioRpcError(code, nothing, nothing, details="etcdserver: too many requests"), before
         )
-        assert (error.busy, error.retryable) == (True, True)
+        assert isinstance(error, BusyError)
+        assert error.retryable
         assert client.endpoint is before
 
 

@@ -12,8 +12,9 @@ from rendezvous.api import RendezvousConnectionError, RendezvousStateError, Rend
 from rendezvous.coordinated.records import Keys
 from rendezvous.coordinated.store import EtcdStore
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call, EtcdError
+from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
+from rendezvous.etcd.v3.errors import UnavailableError
 from tests.proxy import Proxy
 
 SOON = timedelta(seconds=0.3)
@@ -50,7 +51,7 @@ class Spy(GrpcEtcdClient):
             self.late.append((call, request))
             if self.after_loss is not None:
                 await self.after_loss()
-            raise EtcdError("the answer was lost", retryable=True)
+            raise UnavailableError("the answer was lost")
         return answer
 
     async def watch(self, key, end, receive, lost, deadline, revision=0):

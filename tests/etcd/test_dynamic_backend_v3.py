@@ -13,8 +13,9 @@ from rendezvous.coordinated.records import Keys
 from rendezvous.dynamic.backend_v3 import EtcdRendezvousBackend, create_backend
 from rendezvous.dynamic.handler import DynamicRendezvousHandler, RendezvousTimeout
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call, EtcdError, put_op
+from rendezvous.etcd.v3.client import Call, put_op
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
+from rendezvous.etcd.v3.errors import UnavailableError
 from tests.backends import BackendContract
 from tests.nodes import BOUND, eventually, join, join_all, kill
 from tests.proxy import Proxy
@@ -32,7 +33,7 @@ class Losing(GrpcEtcdClient):
             self.lose -= 1
             if self.after_loss is not None:
                 await self.after_loss()
-            raise EtcdError("the answer was lost", retryable=True)
+            raise UnavailableError("the answer was lost")
         return answer
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from pyetcd.etcdrpc import kv_pb2, rpc_pb2
 
-from rendezvous.etcd.v3.client import Call, EtcdError
+from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.errors import CompactedError, EtcdError, LeaseNotFoundError
 
 Message = Any
 
@@ -79,7 +80,7 @@ class Etcd:
 
     def _range(self, request: Message) -> Message:
         if request.revision and request.revision < self.compacted:
-            raise EtcdError("mvcc: required revision has been compacted", compacted=True)
+            raise CompactedError("mvcc: required revision has been compacted")
         if request.revision > self.revision:
             raise EtcdError("mvcc: required revision is a future revision", retryable=True)
         at = request.revision or self.revision + 1  # a transaction reads what it has written
@@ -118,7 +119,7 @@ class Etcd:
 
     def _put(self, request: Message, revision: int) -> Message:
         if request.lease and request.lease not in self.leases:
-            raise EtcdError("etcdserver: requested lease not found", lease_is_gone=True)
+            raise LeaseNotFoundError("etcdserver: requested lease not found")
         old = self.current.get(request.key)
         kv = kv_pb2.KeyValue(
             key=request.key,
@@ -153,7 +154,7 @@ class Etcd:
         for op in branch:  # etcd checks the leases of all puts before it applies one
             lease = op.request_put.lease
             if op.HasField("request_put") and lease and lease not in self.leases:
-                raise EtcdError("etcdserver: requested lease not found", lease_is_gone=True)
+                raise LeaseNotFoundError("etcdserver: requested lease not found")
         for op in branch:
             response = answer.responses.add()
             if op.HasField("request_range"):
@@ -200,7 +201,7 @@ class Etcd:
 
     def _revoke(self, lease: int) -> Message:
         if lease not in self.leases:
-            raise EtcdError("etcdserver: requested lease not found", lease_is_gone=True)
+            raise LeaseNotFoundError("etcdserver: requested lease not found")
         self._end(lease)
         return rpc_pb2.LeaseRevokeResponse()
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rendezvous.etcd.v3.client import Call, EtcdClient, EtcdError, Event, Message, Watch
+from rendezvous.etcd.v3.client import Call, EtcdClient, Event, Message, Watch
+from rendezvous.etcd.v3.errors import BusyError, EtcdError, UnavailableError
 from tests.simulation.etcd import Etcd, _within
 
 
@@ -92,18 +93,18 @@ class Link(EtcdClient):
             raise asyncio.CancelledError
         if self.cut or self._rng.random() < self._weather.loss:
             await asyncio.sleep(max(0.0, ends - loop.time()) if self.cut else 0.1)
-            raise EtcdError("unavailable", retryable=True)
+            raise UnavailableError("unavailable")
         if self._weather.outage:
-            raise EtcdError("etcdserver: no leader", retryable=True)
+            raise UnavailableError("etcdserver: no leader")
         if self._rng.random() < self._weather.storm:
-            raise EtcdError("etcdserver: too many requests", retryable=True, busy=True)
+            raise BusyError("etcdserver: too many requests")
         answer = apply()
         if self._rng.random() < self._weather.amnesia:
-            raise EtcdError("the connection broke", retryable=True)
+            raise UnavailableError("the connection broke")
         await self.pause()
         if self.cut:
             await asyncio.sleep(max(0.0, ends - loop.time()))
-            raise EtcdError("deadline exceeded", retryable=True)
+            raise UnavailableError("deadline exceeded")
         return answer
 
     async def watch(

@@ -21,7 +21,6 @@ from rendezvous.coordinated.rules import Candidate, Move, Tally
 from rendezvous.etcd.v3.client import (
     DELETE,
     EtcdClient,
-    EtcdError,
     Event,
     KeyValue,
     Message,
@@ -32,6 +31,7 @@ from rendezvous.etcd.v3.client import (
     prefix_end,
     put_op,
 )
+from rendezvous.etcd.v3.errors import CompactedError, EtcdError
 
 __all__ = ["Coordinator", "Table"]
 
@@ -276,7 +276,7 @@ class Coordinator:
             )
             names = {self._keys.node_id(kv.key): NodeRecord.decode(kv.key, kv.value).name for kv in then}
         except EtcdError as exc:
-            if not exc.compacted:
+            if not isinstance(exc, CompactedError):
                 raise
         return {node_id: names.get(node_id, f"node {node_id:016x}") for node_id in members}
 

@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable
 
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v3.client import EtcdClient, EtcdError
+from rendezvous.etcd.v3.client import EtcdClient
+from rendezvous.etcd.v3.errors import EtcdError
 
 __all__ = ["Session"]
 

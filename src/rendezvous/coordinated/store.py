@@ -34,7 +34,6 @@ from rendezvous.etcd.v3.client import (
     PAGE,
     Call,
     EtcdClient,
-    EtcdError,
     Event,
     KeyValue,
     Message,
@@ -47,6 +46,7 @@ from rendezvous.etcd.v3.client import (
     put_op,
     txn_op,
 )
+from rendezvous.etcd.v3.errors import EtcdError, LeaseNotFoundError
 from rendezvous.store import Store
 
 __all__ = ["AsyncEtcdStore", "EtcdStore"]
@@ -125,13 +125,13 @@ class AsyncEtcdStore:
         try:
             answer = await self._client.request(call, message, deadline)
         except EtcdError as exc:
-            if not exc.lease_is_gone:
+            if not isinstance(exc, LeaseNotFoundError):
                 raise
             refusal = RendezvousConnectionError(
                 f"the lease of the etcd store '{self.prefix.decode()}' is gone, and the store's keys with it: nobody "
-                f"has coordinated the run for too long ({exc})"
+                f"has coordinated the run for too long ({exc})",
+                retryable=False,
             )
-            refusal.retryable = False
             raise refusal from exc
         self._revision = max(self._revision, answer.header.revision)
         return answer

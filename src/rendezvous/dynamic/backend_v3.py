@@ -16,8 +16,9 @@ from rendezvous.coordinated.records import Keys, run_keys
 from rendezvous.coordinated.store import EtcdStore
 from rendezvous.dynamic.backend import RendezvousBackend, Token, index_of
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import DELETE, EtcdClient, EtcdError, Event, KeyValue, compare, get_op, put_op
+from rendezvous.etcd.v3.client import DELETE, EtcdClient, Event, KeyValue, compare, get_op, put_op
 from rendezvous.etcd.v3.connect import connect
+from rendezvous.etcd.v3.errors import EtcdError, LeaseNotFoundError
 
 __all__ = ["EtcdRendezvousBackend", "create_backend"]
 
@@ -104,7 +105,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
                 )
                 break
             except EtcdError as exc:
-                if not exc.lease_is_gone:
+                if not isinstance(exc, LeaseNotFoundError):
                     raise
                 self._lease = 0  # granted anew
                 await self._have_lease(deadline)

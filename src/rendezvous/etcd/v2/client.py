@@ -71,9 +71,9 @@ def translate_errors(what: str, call: Callable[[], _T]) -> _T:
         raise
     except etcd.EtcdInsufficientPermissions as exc:
         refused = RendezvousConnectionError(
-            f"{what}: etcd refused the user; check the username, its password and its roles ({exc})"
+            f"{what}: etcd refused the user; check the username, its password and its roles ({exc})",
+            retryable=False,
         )
-        refused.retryable = False
         raise refused from exc
     except (etcd.EtcdException, urllib3.exceptions.HTTPError) as exc:
         raise RendezvousConnectionError(f"{what}: {exc}") from exc

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from pyetcd.etcdrpc import kv_pb2, rpc_pb2
 
 from rendezvous.api import RendezvousConnectionError
+from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError, UnavailableError
 
 __all__ = [
     "Call",
     "EtcdClient",
-    "EtcdError",
     "Watch",
     "absent",
     "compare",
@@ -45,32 +45,6 @@ PAGE = 1000
 
 # After how many failures of one request the log says so.
 _PATIENT_TRIES = 5
-
-
-class EtcdError(Exception):
-    """etcd, or the way to it, failed a request.
-
-    Attributes:
-        retryable: whether trying again may help. The request may have been applied in any case.
-        busy: etcd has too much to do: wait longer before trying again.
-        lease_is_gone: the request named a lease that etcd does not have.
-        compacted: the request asked for a revision that etcd has forgotten.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retryable: bool = False,
-        busy: bool = False,
-        lease_is_gone: bool = False,
-        compacted: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-        self.busy = busy
-        self.lease_is_gone = lease_is_gone
-        self.compacted = compacted
 
 
 class Call(Enum):
@@ -241,7 +215,7 @@ class EtcdClient(ABC):
                     answer.set_exception(error)
 
             self.renew(lease, succeed, fail)
-            silence = EtcdError(f"{self.target}: no answer to a keep-alive", retryable=True)
+            silence = UnavailableError(f"{self.target}: no answer to a keep-alive")
             timer = loop.call_later(timeout, fail, silence)
             try:
                 return await answer
@@ -261,16 +235,15 @@ class EtcdClient(ABC):
                 # The first tries are short, so that an endpoint that swallows requests is left soon.
                 return await attempt(max(0.05, min(deadline - clock(), 5.0 * 2 ** min(tries, 4))))
             except EtcdError as exc:
-                if exc.lease_is_gone or exc.compacted:
+                if isinstance(exc, (LeaseNotFoundError, CompactedError)):
                     raise
                 if not exc.retryable:
-                    refusal = RendezvousConnectionError(f"etcd refused {name}: {exc}")
-                    refusal.retryable = False
+                    refusal = RendezvousConnectionError(f"etcd refused {name}: {exc}", retryable=False)
                     raise refusal from exc
                 tries += 1
                 if tries == _PATIENT_TRIES and complains:
                     logger.warning("%s fails: %s; trying again", name, exc)
-                least = 0.2 if exc.busy else 0.02
+                least = 0.2 if isinstance(exc, BusyError) else 0.02
                 pause = min(2.0, self._random.uniform(least, max(least, 3 * pause)))
                 if clock() + pause >= deadline:
                     raise RendezvousConnectionError(
@@ -333,7 +306,7 @@ class EtcdClient(ABC):
         try:
             await self.request(Call.REVOKE, rpc_pb2.LeaseRevokeRequest(ID=lease), deadline)
         except EtcdError as exc:
-            if not exc.lease_is_gone:
+            if not isinstance(exc, LeaseNotFoundError):
                 raise
 
 

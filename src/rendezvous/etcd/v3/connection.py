@@ -19,7 +19,8 @@ import grpc.aio
 from pyetcd.etcdrpc import rpc_pb2
 
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v3.client import Call, EtcdClient, EtcdError, Event, Message, Watch
+from rendezvous.etcd.v3.client import Call, EtcdClient, Event, Message, Watch
+from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError, UnavailableError
 from rendezvous.utils import format_endpoint
 
 __all__ = ["Credentials", "GrpcEtcdClient"]
@@ -224,21 +225,21 @@ class GrpcEtcdClient(EtcdClient):
         code, details = exc.code(), exc.details() or ""
         where = f"{endpoint.target}: {details or code.name}"
         if "lease not found" in details:
-            return EtcdError(where, lease_is_gone=True)
+            return LeaseNotFoundError(where)
         if "has been compacted" in details:
-            return EtcdError(where, compacted=True)
+            return CompactedError(where)
         if any(text in details for text in _STALE_TOKEN):
             self.forget_token()
             return EtcdError(where, retryable=True)
         if "too many requests" in details:  # RESOURCE_EXHAUSTED by etcd's list of errors, UNKNOWN by etcd 3.5.1
-            return EtcdError(where, retryable=True, busy=True)
+            return BusyError(where)
         if code is grpc.StatusCode.OUT_OF_RANGE and _FUTURE in details:
             return EtcdError(where, retryable=True)
         if code in _TRANSIENT:
             endpoint.tls_failed = any(text in details for text in _TLS_TROUBLE)
             self.fail_over(endpoint)
             hopeless = all(each.tls_failed for each in self._endpoints)
-            return EtcdError(f"{where} ({code.name})", retryable=not hopeless)
+            return UnavailableError(f"{where} ({code.name})", retryable=not hopeless)
         if "user name is empty" in details:
             where += "; etcd asks for a user: set 'username' and its password"
         return EtcdError(f"{where} ({code.name})")
@@ -275,7 +276,7 @@ class _Turnstile:
 
     def _late(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():
-            turn.set_exception(EtcdError("other requests of this process took all the time", retryable=True))
+            turn.set_exception(BusyError("other requests of this process took all the time"))
 
     def leave(self) -> None:
         while self._queue:
@@ -404,7 +405,7 @@ class _KeepAlives(_Stream):
             if self._task is not None:
                 self._task.cancel()
                 self._task = None
-            self._broken(EtcdError(f"{endpoint.target}: no answer to the keep-alive of a lease", retryable=True))
+            self._broken(UnavailableError(f"{endpoint.target}: no answer to the keep-alive of a lease"))
         elif self._pending:
             self._check = loop.call_at(oldest + _SILENCE, self._check_silence)
 
@@ -561,16 +562,15 @@ class _Watches(_Stream):
         hint = "" if self._client.has_user else "; etcd asks for a user: set 'username' and its password"
         key = watch.key.decode(errors="replace")
         refusal = RendezvousConnectionError(
-            f"etcd at {self._client.endpoint.target} refused a watch of '{key}': {reason}{hint}"
+            f"etcd at {self._client.endpoint.target} refused a watch of '{key}': {reason}{hint}",
+            retryable=False,
         )
-        refusal.retryable = False
         watch.begun.set_exception(refusal)
 
     def _broken(self, error: EtcdError) -> None:
         if error.retryable:
             return
-        refusal = RendezvousConnectionError(f"etcd refused a watch: {error}")
-        refusal.retryable = False
+        refusal = RendezvousConnectionError(f"etcd refused a watch: {error}", retryable=False)
         for watch in self._wanted_watches:
             if not watch.begun.done():
                 watch.begun.set_exception(refusal)
