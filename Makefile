@@ -17,13 +17,14 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo etcd test lint test-compiled test-pure test-netns wheels bench bench-full clean
+.PHONY: help demo etcd test lint test-compiled test-pure test-netns messages wheels bench bench-full clean
 
 help:
 	@echo 'make demo          form a world of 64 nodes on an etcd of its own'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
+	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
 	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour and a half'
@@ -86,6 +87,9 @@ build/etcd/%/etcd: tools/etcd/%/main.go tools/etcd/%/go.mod tools/etcd/%/go.sum
 
 test-netns: $(VENV)/.built-dev
 	$(BIN)/python -m pytest --require-all -rP tests/netns.py
+
+messages: $(VENV)/.built-dev
+	$(BIN)/python tools/make_messages.py
 
 # Without pip's cache, which may keep a wheel of another sdist of this name.
 PIP_WHEEL := -m pip wheel -q --no-deps --no-cache-dir

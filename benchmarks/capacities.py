@@ -16,8 +16,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from pyetcd.etcdrpc import kv_pb2, rpc_pb2
-
 from benchmarks import metrics
 from benchmarks.crew import PROCESSES, Crew
 from benchmarks.model import (
@@ -55,6 +53,7 @@ from rendezvous.etcd.v3.client import (
 )
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
+from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import parse_rendezvous_endpoint
 
 __all__ = ["STAGES", "measure", "prices", "share"]
@@ -261,7 +260,7 @@ def _records(count: int) -> list[NodeRecord]:
 def _node(count: int) -> float:
     """Let a coordinator hear of nodes, and decide each time."""
     events = [
-        kv_pb2.Event(kv=kv_pb2.KeyValue(key=_KEYS.node(index), value=record.encode(), mod_revision=index))
+        rpc_pb2.Event(kv=rpc_pb2.KeyValue(key=_KEYS.node(index), value=record.encode(), mod_revision=index))
         for index, record in enumerate(_records(count), 1)
     ]
 
@@ -333,7 +332,7 @@ class _Silent(EtcdClient):
         record = RoundRecord(0, Phase.COMPLETE, world_size=2, shards=1, roster=roster)
         ctl = {_KEYS.coordinator: b"%016x" % 1, _KEYS.round: record.encode()}
         ctl[_KEYS.bootstrap] = Bootstrap(0, "node-00000", 29500).encode()
-        kvs = [kv_pb2.KeyValue(key=key, value=value, lease=1, mod_revision=1) for key, value in ctl.items()]
+        kvs = [rpc_pb2.KeyValue(key=key, value=value, lease=1, mod_revision=1) for key, value in ctl.items()]
         answer.responses.add().response_range.kvs.extend(kvs)
         return answer
 

@@ -10,18 +10,35 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
-from pyetcd.etcdrpc import rpc_pb2, rpc_pb2_grpc
 
 from rendezvous.etcd.server import find_etcd
 from rendezvous.etcd.v3.connection import Credentials
+from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import get_free_port
 
-__all__ = ["EtcdCluster"]
+__all__ = ["EtcdCluster", "send", "unary"]
 
 _PATIENCE = 30.0
 _HOST = "127.0.0.1"
+
+
+def unary(channel: Any, request: Any) -> Any:
+    """Return the method of etcd that takes messages of the class ``request``, on a channel of gRPC."""
+    for service in rpc_pb2.DESCRIPTOR.services_by_name.values():
+        for method in service.methods:
+            if method.input_type is request.DESCRIPTOR:
+                answer = getattr(rpc_pb2, method.output_type.name)
+                path = f"/etcdserverpb.{service.name}/{method.name}"
+                return channel.unary_unary(path, request.SerializeToString, answer.FromString)
+    raise ValueError(f"{request.__name__} is not what a method of etcd takes")
+
+
+def send(channel: Any, message: Any, timeout: float = _PATIENCE) -> Any:
+    """Send a message to the method that takes it; return the answer, or an awaitable if the channel is grpc.aio's."""
+    return unary(channel, type(message))(message, timeout=timeout)
 
 
 class EtcdCluster:
@@ -150,7 +167,7 @@ class EtcdCluster:
 
     def _status(self, member: int) -> tuple[int, int]:
         try:
-            status = rpc_pb2_grpc.MaintenanceStub(self.channel(member)).Status(rpc_pb2.StatusRequest(), timeout=1)
+            status = send(self.channel(member), rpc_pb2.StatusRequest(), timeout=1)
         except grpc.RpcError:
             return 0, 0
         return status.leader, status.header.member_id

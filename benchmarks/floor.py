@@ -16,12 +16,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import grpc.aio
-from pyetcd.etcdrpc import rpc_pb2
 
 from benchmarks.contenders import Job
 from benchmarks.crew import PROCESSES
 from benchmarks.nodes import hear
 from rendezvous.coordinated.coordinator import _INLINE_NODES
+from rendezvous.etcd.v3.messages import rpc_pb2
 
 _IN_FLIGHT = 256
 _RECORD, _BOOTSTRAP, _COORDINATOR = b"f/ctl/round", b"f/ctl/bootstrap", b"f/ctl/coordinator"

@@ -25,8 +25,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from pyetcd.etcdrpc import rpc_pb2
-
 from benchmarks import metrics
 from benchmarks.circumstances import circumstances, summary
 from benchmarks.contenders import Job, Kind, make_handler
@@ -41,6 +39,7 @@ from rendezvous.api import RendezvousError
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connect import CONNECTION_KEYS, connect
+from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
 _LOBBY_KEYS = (*CONNECTION_KEYS, "keep_alive_interval", "keep_alive_max_attempt")

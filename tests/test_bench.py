@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyetcd.etcdrpc import auth_pb2, rpc_pb2, rpc_pb2_grpc
 
 from benchmarks import hosts as bench
 from benchmarks import run as benchmarks
 from benchmarks import worlds
+from benchmarks.etcd_cluster import send
 from rendezvous import cli
 from rendezvous.etcd.v3.client import prefix_end
+from rendezvous.etcd.v3.messages import rpc_pb2
 from tests import hosts
 from tests.etcd.clusters import BOUND, Certificates, Cluster
 from tests.nodes import eventually
@@ -264,16 +265,16 @@ def test_hosts_with_tls_and_a_password_in_a_file(run_id, tmp_path):
     tls, prefix, password = Certificates(tmp_path), "/bench", "correct-horse"
     (tmp_path / "password").write_text(f"{password}\n")
     with Cluster(1, tls=tls) as cluster:
-        auth = rpc_pb2_grpc.AuthStub(cluster.channel())
-        permission = auth_pb2.Permission(
-            permType=auth_pb2.Permission.READWRITE, key=prefix.encode(), range_end=prefix_end(prefix.encode())
+        channel = cluster.channel()
+        permission = rpc_pb2.Permission(
+            permType=rpc_pb2.Permission.READWRITE, key=prefix.encode(), range_end=prefix_end(prefix.encode())
         )
         for user in ("root", "bench"):
-            auth.UserAdd(rpc_pb2.AuthUserAddRequest(name=user, password=password), timeout=BOUND)
-            auth.RoleAdd(rpc_pb2.AuthRoleAddRequest(name=user), timeout=BOUND)
-            auth.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user), timeout=BOUND)
-        auth.RoleGrantPermission(rpc_pb2.AuthRoleGrantPermissionRequest(name="bench", perm=permission), timeout=BOUND)
-        auth.AuthEnable(rpc_pb2.AuthEnableRequest(), timeout=BOUND)
+            send(channel, rpc_pb2.AuthUserAddRequest(name=user, password=password), BOUND)
+            send(channel, rpc_pb2.AuthRoleAddRequest(name=user), BOUND)
+            send(channel, rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user), BOUND)
+        send(channel, rpc_pb2.AuthRoleGrantPermissionRequest(name="bench", perm=permission), BOUND)
+        send(channel, rpc_pb2.AuthEnableRequest(), BOUND)
         conf = f"protocol=https,ca_cert={tls.ca},username=bench,password_file={tmp_path / 'password'},prefix={prefix}"
         numbers = ("--nodes", "4", "--per-host", "2", "--rounds", "1", "--output", str(tmp_path))
         ended = hosts.run(commands(cluster.endpoint, run_id, 2, *numbers, "--rdzv-conf", conf))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from pyetcd.etcdrpc import rpc_pb2, rpc_pb2_grpc
 
-from benchmarks.etcd_cluster import EtcdCluster
+from benchmarks.etcd_cluster import EtcdCluster, send
 from rendezvous.etcd.v3.connection import Credentials
+from rendezvous.etcd.v3.messages import rpc_pb2
 
 BOUND = 30.0
 """Seconds within which anything that must happen in a test happens."""
@@ -62,4 +62,4 @@ class Cluster(EtcdCluster):
         target = self._status(member)[1]
         while (leader := self.leader) != member:
             request = rpc_pb2.MoveLeaderRequest(targetID=target)
-            rpc_pb2_grpc.MaintenanceStub(self.channel(leader)).MoveLeader(request, timeout=BOUND)
+            send(self.channel(leader), request, BOUND)

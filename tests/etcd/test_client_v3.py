@@ -17,14 +17,15 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from pyetcd.etcdrpc import rpc_pb2, rpc_pb2_grpc
 
+from benchmarks.etcd_cluster import send, unary
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3 import background, connection
 from rendezvous.etcd.v3.client import DELETE, PAGE, PUT, Call, absent, compare, delete_op, get_op, prefix_end
 from rendezvous.etcd.v3.client import put_op as put
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError
+from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import get_free_port
 from tests.etcd.clusters import BOUND, Cluster
 from tests.proxy import Proxy
@@ -155,7 +156,7 @@ def watchers(port):
 
 
 def compact(server, revision):
-    rpc_pb2_grpc.KVStub(server.channel()).Compact(rpc_pb2.CompactionRequest(revision=revision), timeout=BOUND)
+    send(server.channel(), rpc_pb2.CompactionRequest(revision=revision), BOUND)
 
 
 # Requests and their answers.
@@ -296,9 +297,9 @@ async def test_too_many_requests_are_waited_out(server, port, key):
         count = rpc_pb2.RequestOp(
             request_range=rpc_pb2.RangeRequest(key=key, range_end=prefix_end(key), count_only=True)
         )
-        etcd = rpc_pb2_grpc.KVStub(server.channel())
-        slow = etcd.Txn.future(rpc_pb2.TxnRequest(success=[put(key, b""), *[count] * 20_000]), timeout=BOUND)
-        crowd = [etcd.Put.future(rpc_pb2.PutRequest(key=key + b"crowd"), timeout=BOUND) for _ in range(7000)]
+        txn, write = (unary(server.channel(), each) for each in (rpc_pb2.TxnRequest, rpc_pb2.PutRequest))
+        slow = txn.future(rpc_pb2.TxnRequest(success=[put(key, b""), *[count] * 20_000]), timeout=BOUND)
+        crowd = [write.future(rpc_pb2.PutRequest(key=key + b"crowd"), timeout=BOUND) for _ in range(7000)]
         asked = [asyncio.ensure_future(client.put(key + b"last"))]
         while not slow.done():
             asked.append(asyncio.ensure_future(client.put(key + b"last")))
@@ -758,7 +759,7 @@ def test_a_client_that_is_closed_with_requests_in_flight_is_quiet(port, trouble)
     """Those who wait learn of it."""
     script = """
         import asyncio, gc, logging, sys
-        from pyetcd.etcdrpc import rpc_pb2
+        from rendezvous.etcd.v3.messages import rpc_pb2
         from rendezvous.etcd.v3.client import Call
         from rendezvous.etcd.v3.connection import GrpcEtcdClient
         from tests.proxy import Proxy

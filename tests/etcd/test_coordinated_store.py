@@ -6,8 +6,8 @@ import time
 from datetime import timedelta
 
 import pytest
-from pyetcd.etcdrpc import rpc_pb2
 
+from benchmarks.etcd_cluster import send
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
 from rendezvous.coordinated.records import Keys
 from rendezvous.coordinated.store import EtcdStore
@@ -15,6 +15,7 @@ from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import UnavailableError
+from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.proxy import Proxy
 
 SOON = timedelta(seconds=0.3)
@@ -349,14 +350,9 @@ def test_what_a_long_replay_says_is_looked_at(store, spy, make_store):
 
 def test_a_compacted_past_is_asked_for_instead(client, store, spy, make_store):
     store.set("there", "1")
-    compact = client.endpoint.channel.unary_unary(
-        "/etcdserverpb.KV/Compact",
-        request_serializer=rpc_pb2.CompactionRequest.SerializeToString,
-        response_deserializer=rpc_pb2.CompactionResponse.FromString,
-    )
 
     async def forget():
-        await compact(rpc_pb2.CompactionRequest(revision=revision_now, physical=True))
+        await send(client.endpoint.channel, rpc_pb2.CompactionRequest(revision=revision_now, physical=True))
 
     for _ in range(3):
         store.set("noise", "1")
@@ -642,13 +638,8 @@ def test_an_addition_that_etcd_applies_late_counts_for_nothing(store, spy, make_
 def test_an_addition_that_etcd_has_forgotten_is_not_made_twice(client, store, spy, make_store):
     async def others():
         await store._store.add("n", 1, BOUND)
-        compact = client.endpoint.channel.unary_unary(
-            "/etcdserverpb.KV/Compact",
-            request_serializer=rpc_pb2.CompactionRequest.SerializeToString,
-            response_deserializer=rpc_pb2.CompactionResponse.FromString,
-        )
         _, now = await client.range(b"nothing", b"", asyncio.get_running_loop().time() + BOUND)
-        await compact(rpc_pb2.CompactionRequest(revision=now, physical=True))
+        await send(client.endpoint.channel, rpc_pb2.CompactionRequest(revision=now, physical=True))
 
     spy.lose, spy.after_loss = 1, others
     with pytest.raises(RendezvousConnectionError, match=r"changed 'n' but lost the answer.*not changed twice"):

@@ -7,12 +7,13 @@ import logging
 import time
 
 import pytest
-from pyetcd.etcdrpc import auth_pb2, rpc_pb2, rpc_pb2_grpc
 
+from benchmarks.etcd_cluster import send, unary
 from rendezvous.api import RendezvousConnectionError, RendezvousParameters
 from rendezvous.coordinated.handler import create_handler
 from rendezvous.etcd.v3.client import Call, prefix_end
 from rendezvous.etcd.v3.connection import Credentials, GrpcEtcdClient
+from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.etcd.clusters import BOUND, Certificates, Cluster
 from tests.etcd.test_client_v3 import Heard, Spy, on_a_loop, until, uses, within
 from tests.proxy import Proxy
@@ -43,18 +44,18 @@ def plain():
 def guarded():
     """An etcd with authentication on: ``node`` may use MINE, and tokens end soon."""
     with Cluster(1, flags=["--auth-token", "simple", "--auth-token-ttl", str(TOKEN_TTL)]) as cluster:
-        etcd = rpc_pb2_grpc.AuthStub(cluster.channel())
+        channel = cluster.channel()
         for user in ("root", "node"):
-            etcd.UserAdd(rpc_pb2.AuthUserAddRequest(name=user, password=PASSWORD), timeout=BOUND)
+            send(channel, rpc_pb2.AuthUserAddRequest(name=user, password=PASSWORD), BOUND)
         for role in ("root", "job"):
-            etcd.RoleAdd(rpc_pb2.AuthRoleAddRequest(name=role), timeout=BOUND)
-        mine = auth_pb2.Permission(
-            permType=auth_pb2.Permission.READWRITE, key=MINE.encode(), range_end=prefix_end(MINE.encode())
+            send(channel, rpc_pb2.AuthRoleAddRequest(name=role), BOUND)
+        mine = rpc_pb2.Permission(
+            permType=rpc_pb2.Permission.READWRITE, key=MINE.encode(), range_end=prefix_end(MINE.encode())
         )
-        etcd.RoleGrantPermission(rpc_pb2.AuthRoleGrantPermissionRequest(name="job", perm=mine), timeout=BOUND)
+        send(channel, rpc_pb2.AuthRoleGrantPermissionRequest(name="job", perm=mine), BOUND)
         for user, role in (("root", "root"), ("node", "job")):
-            etcd.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user=user, role=role), timeout=BOUND)
-        etcd.AuthEnable(rpc_pb2.AuthEnableRequest(), timeout=BOUND)
+            send(channel, rpc_pb2.AuthUserGrantRoleRequest(user=user, role=role), BOUND)
+        send(channel, rpc_pb2.AuthEnableRequest(), BOUND)
         yield cluster
 
 
@@ -217,11 +218,11 @@ async def test_all_goes_on_after_the_token_expired(guarded, run_id):
         put = rpc_pb2.PutRequest(key=key, lease=lease)
         for use in ("requests", "watch"):
             stale = client._token
-            bare = rpc_pb2_grpc.KVStub(guarded.channel())
+            bare = unary(guarded.channel(), rpc_pb2.RangeRequest)
 
             def expired(stale=stale, bare=bare):
                 try:
-                    bare.Range(rpc_pb2.RangeRequest(key=key), metadata=(("token", stale),), timeout=BOUND)
+                    bare(rpc_pb2.RangeRequest(key=key), metadata=(("token", stale),), timeout=BOUND)
                 except Exception as exc:
                     return "invalid auth token" in str(exc)
                 return False

@@ -6,8 +6,8 @@ import time
 from datetime import timedelta
 
 import pytest
-from pyetcd.etcdrpc import rpc_pb2
 
+from benchmarks.etcd_cluster import send
 from rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousStateError
 from rendezvous.coordinated.records import Keys
 from rendezvous.dynamic.backend_v3 import EtcdRendezvousBackend, create_backend
@@ -16,6 +16,7 @@ from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import Call, put_op
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import UnavailableError
+from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.backends import BackendContract
 from tests.nodes import BOUND, eventually, join, join_all, kill
 from tests.proxy import Proxy
@@ -80,16 +81,11 @@ def ask(client, method, *arguments, **options):
 
 def compact(client):
     """Have etcd forget all that was."""
-    method = client.endpoint.channel.unary_unary(
-        "/etcdserverpb.KV/Compact",
-        request_serializer=rpc_pb2.CompactionRequest.SerializeToString,
-        response_deserializer=rpc_pb2.CompactionResponse.FromString,
-    )
     ask(client, "txn", [], [put_op(b"/noise", b"")])
     _, revision = ask(client, "range", b"/noise", b"")
 
     async def call():
-        await method(rpc_pb2.CompactionRequest(revision=revision, physical=True))
+        await send(client.endpoint.channel, rpc_pb2.CompactionRequest(revision=revision, physical=True))
 
     background.run(call())
 
@@ -173,12 +169,7 @@ def test_the_state_lasts_for_two_hours_after_the_last_write(client, keys, backen
     assert ask(client, "grant", 7200) != lease
 
     async def time_to_live():
-        method = client.endpoint.channel.unary_unary(
-            "/etcdserverpb.Lease/LeaseTimeToLive",
-            request_serializer=rpc_pb2.LeaseTimeToLiveRequest.SerializeToString,
-            response_deserializer=rpc_pb2.LeaseTimeToLiveResponse.FromString,
-        )
-        return await method(rpc_pb2.LeaseTimeToLiveRequest(ID=lease))
+        return await send(client.endpoint.channel, rpc_pb2.LeaseTimeToLiveRequest(ID=lease))
 
     assert 7100 < background.run(time_to_live()).TTL <= 7200
     backend._renewed_at -= 1000

@@ -11,10 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pyetcd.etcdrpc import kv_pb2, rpc_pb2
-
 from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.errors import CompactedError, EtcdError, LeaseNotFoundError
+from rendezvous.etcd.v3.messages import rpc_pb2
 
 Message = Any
 
@@ -109,19 +108,19 @@ class Etcd:
         before = self.current.pop(key, None)
         if before is not None and before.lease:
             self._hanging[before.lease].discard(key)
-        there = kind == kv_pb2.Event.PUT
+        there = kind == rpc_pb2.Event.PUT
         if there:
             self.current[key] = kv
             if kv.lease:
                 self._hanging[kv.lease].add(key)
         self._versions[key].append((revision, kv if there else None))
-        self.events.append((revision, kv_pb2.Event(type=kind, kv=kv)))
+        self.events.append((revision, rpc_pb2.Event(type=kind, kv=kv)))
 
     def _put(self, request: Message, revision: int) -> Message:
         if request.lease and request.lease not in self.leases:
             raise LeaseNotFoundError("etcdserver: requested lease not found")
         old = self.current.get(request.key)
-        kv = kv_pb2.KeyValue(
+        kv = rpc_pb2.KeyValue(
             key=request.key,
             value=old.value if request.ignore_value else request.value,
             lease=old.lease if request.ignore_lease else request.lease,
@@ -129,14 +128,14 @@ class Etcd:
             mod_revision=revision,
             version=1 if old is None else old.version + 1,
         )
-        self._record(request.key, revision, kv, kv_pb2.Event.PUT)
+        self._record(request.key, revision, kv, rpc_pb2.Event.PUT)
         return rpc_pb2.PutResponse(prev_kv=old if request.prev_kv else None)
 
     def _delete(self, key: bytes, end: bytes, revision: int) -> int:
         gone = [each for each in self._between(key, end) if each in self.current]
         for each in gone:
-            kv = kv_pb2.KeyValue(key=each, mod_revision=revision)
-            self._record(each, revision, kv, kv_pb2.Event.DELETE)
+            kv = rpc_pb2.KeyValue(key=each, mod_revision=revision)
+            self._record(each, revision, kv, rpc_pb2.Event.DELETE)
         return len(gone)
 
     def _check_duplicates(self, request: Message) -> None:

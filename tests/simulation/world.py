@@ -18,8 +18,6 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyetcd.etcdrpc import rpc_pb2
-
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousError, RendezvousTimeoutError
 from rendezvous.coordinated import coordinator, rules
@@ -27,6 +25,7 @@ from rendezvous.coordinated.member import Member, Place, Settings
 from rendezvous.coordinated.records import Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Limits, RankPolicy
 from rendezvous.etcd.v3.client import Call, put_op
+from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
 from tests.simulation.virtual import Deadlock, Livelock, VirtualLoop

@@ -11,10 +11,11 @@ import re
 import grpc
 import psutil
 import pytest
-from pyetcd.etcdrpc import auth_pb2, rpc_pb2, rpc_pb2_grpc
 
+from benchmarks.etcd_cluster import send
 from rendezvous.coordinated.records import Keys
 from rendezvous.etcd.v3.client import prefix_end
+from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import get_free_port
 from tests.etcd.clusters import Certificates, Cluster
 from tests.nodes import BOUND, eventually
@@ -123,16 +124,16 @@ def test_agents_leave_come_back_and_die(agents):
 
 def silent_node_is_given_up(cluster, member):
     """Grant a lease like a node's, and wait until etcd ends it since nobody keeps it alive."""
-    etcd = rpc_pb2_grpc.LeaseStub(cluster.channel(member))
+    channel = cluster.channel(member)
 
     def grant():
         try:
-            return etcd.LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=TTL), timeout=1).ID
+            return send(channel, rpc_pb2.LeaseGrantRequest(TTL=TTL), timeout=1).ID
         except grpc.RpcError:  # no leader yet
             return None
 
     lease = rpc_pb2.LeaseTimeToLiveRequest(ID=eventually(grant, "a lease"))
-    eventually(lambda: etcd.LeaseTimeToLive(lease, timeout=BOUND).TTL == -1, "the lease ends")
+    eventually(lambda: send(channel, lease, BOUND).TTL == -1, "the lease ends")
 
 
 def test_a_dead_endpoint_and_a_killed_leader_of_etcd_do_not_disturb_a_job(agents):
@@ -150,7 +151,7 @@ def test_a_dead_endpoint_and_a_killed_leader_of_etcd_do_not_disturb_a_job(agents
         def keys():
             root = Keys("/rendezvous", agents.run_id).nodes
             request = rpc_pb2.RangeRequest(key=root, range_end=prefix_end(root))
-            return {(kv.key, kv.lease) for kv in rpc_pb2_grpc.KVStub(cluster.channel(other)).Range(request).kvs}
+            return {(kv.key, kv.lease) for kv in send(cluster.channel(other), request).kvs}
 
         # Which endpoint an agent begins with is left to chance.
         leader, other = (0, 1) if uses(agents.processes[0], 0) else (1, 0)
@@ -175,15 +176,15 @@ def test_a_dead_endpoint_and_a_killed_leader_of_etcd_do_not_disturb_a_job(agents
 def test_certificates_and_a_user_under_torchrun(agents, tmp_path, monkeypatch):
     tls = Certificates(tmp_path, mutual=True)
     with Cluster(1, tls=tls) as cluster:
-        etcd = rpc_pb2_grpc.AuthStub(cluster.channel())
+        channel = cluster.channel()
         for user in ("root", "node"):
-            etcd.UserAdd(rpc_pb2.AuthUserAddRequest(name=user, password=PASSWORD), timeout=BOUND)
-            etcd.RoleAdd(rpc_pb2.AuthRoleAddRequest(name=user), timeout=BOUND)
-            etcd.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user), timeout=BOUND)
+            send(channel, rpc_pb2.AuthUserAddRequest(name=user, password=PASSWORD), BOUND)
+            send(channel, rpc_pb2.AuthRoleAddRequest(name=user), BOUND)
+            send(channel, rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user), BOUND)
         jobs = b"/jobs/"
-        mine = auth_pb2.Permission(permType=auth_pb2.Permission.READWRITE, key=jobs, range_end=prefix_end(jobs))
-        etcd.RoleGrantPermission(rpc_pb2.AuthRoleGrantPermissionRequest(name="node", perm=mine), timeout=BOUND)
-        etcd.AuthEnable(rpc_pb2.AuthEnableRequest(), timeout=BOUND)
+        mine = rpc_pb2.Permission(permType=rpc_pb2.Permission.READWRITE, key=jobs, range_end=prefix_end(jobs))
+        send(channel, rpc_pb2.AuthRoleGrantPermissionRequest(name="node", perm=mine), BOUND)
+        send(channel, rpc_pb2.AuthEnableRequest(), BOUND)
 
         agents.endpoint = cluster.endpoint
         secret = tmp_path / "secret"

@@ -24,8 +24,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pyetcd.etcdrpc import kv_pb2, rpc_pb2
-
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
 from rendezvous.coordinated.records import Keys
 from rendezvous.etcd.v3 import background
@@ -47,6 +45,7 @@ from rendezvous.etcd.v3.client import (
     txn_op,
 )
 from rendezvous.etcd.v3.errors import EtcdError, LeaseNotFoundError
+from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.store import Store
 
 __all__ = ["AsyncEtcdStore", "EtcdStore"]
@@ -284,7 +283,8 @@ class AsyncEtcdStore:
                     f"the etcd store changed {self._name(path)} but lost the answer, and etcd has forgotten what came "
                     f"of it: it is not changed twice ({exc})"
                 ) from exc
-        return kvs[0]
+        kv: KeyValue = kvs[0]
+        return kv
 
     async def _swap(
         self,
@@ -311,7 +311,7 @@ class AsyncEtcdStore:
                 return await self._came_of_it(path, answer, deadline)
             result = answer.responses[0].response_txn
             if result.succeeded:
-                return kv_pb2.KeyValue(key=path, value=value, version=1 + (kv.version if kv is not None else 0))
+                return rpc_pb2.KeyValue(key=path, value=value, version=1 + (kv.version if kv is not None else 0))
             kv = _first(result.responses[0])
             if change(kv) is None:
                 break

@@ -14,10 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
-from pyetcd.etcdrpc import kv_pb2, rpc_pb2
-
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError, UnavailableError
+from rendezvous.etcd.v3.messages import rpc_pb2
 
 __all__ = [
     "Call",
@@ -34,8 +33,8 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-KeyValue = Any
-Event = Any
+KeyValue = rpc_pb2.KeyValue
+Event = rpc_pb2.Event
 Message = Any
 
 logger = logging.getLogger(__name__)
@@ -65,12 +64,8 @@ class Call(Enum):
 
 def compare(key: bytes, field: str, value: Any, relation: str = "EQUAL") -> Message:
     """Return a condition: ``field`` of ``key`` (``value``, ``version``, ``create_revision``, ...) against ``value``."""
-    names = rpc_pb2.Compare.CompareTarget
-    field_target = {"create_revision": "CREATE", "mod_revision": "MOD", "version": "VERSION", "value": "VALUE"}[field]
-    relations = rpc_pb2.Compare.CompareResult
-    return rpc_pb2.Compare(
-        key=key, target=names.Value(field_target), result=relations.Value(relation), **{field: value}
-    )
+    target = {"create_revision": "CREATE", "mod_revision": "MOD", "version": "VERSION", "value": "VALUE"}[field]
+    return rpc_pb2.Compare(key=key, target=target, result=relation, **{field: value})
 
 
 def absent(key: bytes) -> Message:
@@ -310,5 +305,5 @@ class EtcdClient(ABC):
                 raise
 
 
-PUT = kv_pb2.Event.PUT
-DELETE = kv_pb2.Event.DELETE
+PUT = rpc_pb2.Event.PUT
+DELETE = rpc_pb2.Event.DELETE

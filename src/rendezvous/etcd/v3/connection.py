@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
-from pyetcd.etcdrpc import rpc_pb2
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3.client import Call, EtcdClient, Event, Message, Watch
 from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError, UnavailableError
+from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import format_endpoint
 
 __all__ = ["Credentials", "GrpcEtcdClient"]
