@@ -1,11 +1,10 @@
 """Torch's module name for :mod:`rendezvous.legacy`."""
 
-from rendezvous.legacy.handler import EtcdRendezvousHandler
+from rendezvous.legacy.handler import EtcdRendezvousHandler, create_rdzv_handler
 from rendezvous.legacy.rendezvous import (
     EtcdRendezvous,
     EtcdRendezvousRetryableFailure,
     EtcdRendezvousRetryImmediately,
-    create_rdzv_handler,
 )
 
 __all__ = [

@@ -24,7 +24,7 @@ def _create_etcd_v3_handler(params: RendezvousParameters) -> RendezvousHandler:
 
 
 def _create_etcd_handler(params: RendezvousParameters) -> RendezvousHandler:
-    from rendezvous.legacy.rendezvous import create_rdzv_handler
+    from rendezvous.legacy.handler import create_rdzv_handler
 
     return create_rdzv_handler(params)
 

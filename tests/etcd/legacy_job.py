@@ -6,7 +6,7 @@ import json
 
 from rendezvous import RendezvousParameters, get_rendezvous_handler
 from rendezvous.etcd.v2.client import etcd_module
-from rendezvous.legacy.rendezvous import EtcdRendezvousHandler
+from rendezvous.legacy.handler import EtcdRendezvousHandler
 from tests.nodes import BOUND, eventually
 
 

@@ -16,7 +16,8 @@ from rendezvous import (
     RendezvousTimeoutError,
 )
 from rendezvous.etcd.v2.client import etcd_module
-from rendezvous.legacy.rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
+from rendezvous.legacy.handler import EtcdRendezvousHandler, create_rdzv_handler
+from rendezvous.legacy.rendezvous import EtcdRendezvous
 from tests.etcd.legacy_job import LegacyJob
 from tests.nodes import BOUND, eventually, join, join_all
 

@@ -1,1 +1,1 @@
-"""The legacy rendezvous, ``etcd``: torch's ``EtcdRendezvous``, key for key, so that both mix in one job."""
+"""The legacy rendezvous, ``etcd``: torch's ``EtcdRendezvous``, with the same keys, so that both can share a round."""

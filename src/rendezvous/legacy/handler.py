@@ -1,31 +1,31 @@
-"""The handler of the legacy rendezvous."""
+"""The handler of the legacy rendezvous, and how it is created from a configuration."""
 
 from __future__ import annotations
 
 import logging
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+from rendezvous import config
 from rendezvous.api import (
     RendezvousConnectionError,
     RendezvousError,
     RendezvousHandler,
     RendezvousInfo,
+    RendezvousParameters,
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
+from rendezvous.etcd.v2.client import create_client
 from rendezvous.legacy import rules
+from rendezvous.legacy.rendezvous import EtcdRendezvous
 from rendezvous.store import Store
 
-if TYPE_CHECKING:
-    from rendezvous.legacy.rendezvous import EtcdRendezvous
-
-__all__ = ["EtcdRendezvousHandler"]
+__all__ = ["EtcdRendezvousHandler", "create_rdzv_handler"]
 
 logger = logging.getLogger(__name__)
 
-# How old an answer to the launcher's polling may be, in seconds.
+# The greatest age, in seconds, of the state that answers the launcher's polling.
 _MAX_AGE = 1.0
 
 
@@ -34,7 +34,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     Args:
         rdzv_impl: the rendezvous.
-        local_addr: the address of this node; its fully qualified host name unless given.
+        local_addr: the address of this node; its fully qualified host name by default.
     """
 
     def __init__(self, rdzv_impl: EtcdRendezvous, local_addr: str | None) -> None:
@@ -55,13 +55,13 @@ class EtcdRendezvousHandler(RendezvousHandler):
         while True:
             self._version, rank, world_size = self._rdzv_impl.rendezvous_barrier()
             store = self._rdzv_impl.setup_kv_store(self._version)
-            if rank == 0 or self._address_came(store, self._version):
+            if rank == 0 or self._wait_for_bootstrap(store, self._version):
                 bootstrap = RendezvousStoreInfo.build(rank, store, self._local_addr)
                 return RendezvousInfo(store, rank, world_size, bootstrap)
-            logger.warning("rank 0 of round %s left before it said where to meet; joining again", self._version)
+            logger.warning("rank 0 of round %s left before it published its address; joining again", self._version)
 
-    def _address_came(self, store: Store, version: str) -> bool:
-        """Wait for rank 0's address; False where the round is no more, so that another must form."""
+    def _wait_for_bootstrap(self, store: Store, version: str) -> bool:
+        """Wait for rank 0's address and port; return False if the round has ended, so that another must form."""
         keys = [RendezvousStoreInfo.MASTER_ADDR_KEY, RendezvousStoreInfo.MASTER_PORT_KEY]
         timeout = self._rdzv_impl.timeout
         deadline = time.monotonic() + timeout
@@ -76,22 +76,22 @@ class EtcdRendezvousHandler(RendezvousHandler):
             except RendezvousConnectionError as exc:
                 if left <= 0 or not exc.retryable:
                     raise
-                logger.warning("still asking where to meet in round %s: %s", version, exc)
+                logger.warning("still waiting for the address of rank 0 of round %s: %s", version, exc)
                 continue
             if left <= 0:
                 raise RendezvousTimeoutError(
-                    f"The rendezvous '{self.get_run_id()}' timed out: rank 0 of round {version} is alive but has not "
-                    f"said within {timeout:g} s where the workers meet."
+                    f"The rendezvous '{self.get_run_id()}' timed out: rank 0 of round {version} is alive but did not "
+                    f"publish its address within {timeout:g} s."
                 )
 
     def is_closed(self) -> bool:
-        """See :meth:`RendezvousHandler.is_closed`. While etcd cannot be reached, the last known answer stands."""
-        state = self._rdzv_impl.peek(_MAX_AGE)
+        """See :meth:`RendezvousHandler.is_closed`. While etcd cannot be reached, this is the last known answer."""
+        state = self._rdzv_impl.directory.peek(_MAX_AGE)
         return state is not None and state["status"] == "closed"
 
     def num_nodes_waiting(self) -> int:
-        """See :meth:`RendezvousHandler.num_nodes_waiting`, and :meth:`is_closed` on an etcd that is down."""
-        return rules.waiting(self._rdzv_impl.peek(_MAX_AGE), self._version)
+        """See :meth:`RendezvousHandler.num_nodes_waiting`; and :meth:`is_closed` for an etcd that is down."""
+        return rules.waiting(self._rdzv_impl.directory.peek(_MAX_AGE), self._version)
 
     def set_closed(self) -> None:
         """See :meth:`RendezvousHandler.set_closed`."""
@@ -106,3 +106,46 @@ class EtcdRendezvousHandler(RendezvousHandler):
             logger.warning("the rendezvous '%s' could not be closed: %s", self.get_run_id(), exc)
             return False
         return True
+
+
+_KEYS = (
+    "timeout",
+    "last_call_timeout",
+    "etcd_prefix",
+    "protocol",
+    "cacert",
+    "cert",
+    "key",
+    "username",
+    "password",
+    "password_file",
+    "read_timeout",
+)
+
+
+def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
+    """Create a handler from a configuration.
+
+    Configuration: ``timeout`` (seconds within which a round must be complete, 600), ``last_call_timeout`` (seconds,
+    30), ``etcd_prefix`` (``/torchelastic/p2p``), ``protocol`` (http or https), ``cacert``, ``cert``, ``key`` (paths);
+    and, beyond torch's, ``read_timeout`` (seconds, 60), ``username``, and ``password_file`` or the environment
+    variable ``RENDEZVOUS_ETCD_PASSWORD``.
+
+    Raises:
+        ImportError: python-etcd is not installed.
+        RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
+        ValueError: a value is malformed or out of range.
+    """
+    config.warn_of_unknown_keys(params, _KEYS)
+    timeout = config.positive_int(params, "timeout", 600)
+    last_call_timeout = config.natural_int(params, "last_call_timeout", 30)
+    rendezvous = EtcdRendezvous(
+        client=create_client(params, "cert", "key", "cacert"),
+        prefix=config.text(params, "etcd_prefix", "/torchelastic/p2p") or "/",
+        run_id=params.run_id,
+        num_min_workers=params.min_nodes,
+        num_max_workers=params.max_nodes,
+        timeout=timeout,
+        last_call_timeout=last_call_timeout,
+    )
+    return EtcdRendezvousHandler(rendezvous, params.local_addr)

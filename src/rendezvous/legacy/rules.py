@@ -1,20 +1,23 @@
-"""Every decision that moves a round of the legacy rendezvous: pure functions of the state that all nodes share.
+"""Every decision about a round of the legacy rendezvous: pure functions of the state that all nodes share.
 
-The state is one JSON object under ``rdzv/active_version``. A rule looks at it (None: there is none) and says what the
-node does next, why, and what it writes; nothing else changes the state. Fields, keys and times to live are those of
-torch's ``EtcdRendezvous``, whose nodes share the state with ours:
+The state is one JSON object under ``rdzv/active_version``. A rule takes it (None: no state exists) and returns what
+the node does next, the reason, and what it writes; nothing else changes the state. The fields, keys and times to live
+are those of torch's ``EtcdRendezvous``, whose nodes can share the state with these. The status is one of:
 
-    setup      A node makes a round: it draws a number and a directory. Gone after 5 s, should the node die.
-    joinable   ``version``, and ``participants``, which are ranks in order of arrival. From ``min_nodes`` on it is the
-               last call: whoever made it that many waits it out, and keeps the state from going after 10 s.
-    frozen     The last call is over, or all ``max_nodes`` came. Each participant adds the key of its keep-alive to
-               ``keep_alives``. Gone after 10 s without one.
-    final      All have. Who comes now adds itself to ``num_workers_waiting`` and stands by until the state changes,
-               or deletes it once a keep-alive is gone.
-    closed     Final: nobody joins any more.
+    setup      A node is creating a round: its number and its directory. etcd deletes the state after 5 s, in case that
+               node dies.
+    joinable   Nodes join: ``participants`` holds their ranks in order of arrival. With ``min_nodes`` of them the last
+               call starts. The node that was the last of these ends it, and until then renews the state, which etcd
+               otherwise deletes after 10 s.
+    frozen     The last call is over, or ``max_nodes`` have joined. Each participant adds the key of its keep-alive to
+               ``keep_alives``. etcd deletes the state 10 s after the last of these writes.
+    final      All participants have done so: the round is complete. A node that arrives now increments
+               ``num_workers_waiting`` and stands by until the state changes; it deletes the state once a keep-alive
+               has expired.
+    closed     No node joins any more. This status never changes.
 
-A participant that wants the next round stops its keep-alive and stands by, too: when that has run out, a node that
-stands by ends the round. So all others have 5 to 10 s to see that somebody waits.
+A participant that wants the next round stops its keep-alive and stands by too. When the keep-alive has expired, a node
+that stands by ends the round. The other participants therefore have 5 to 10 s to see that a node is waiting.
 """
 
 from __future__ import annotations
@@ -66,7 +69,10 @@ RUN_TTL = 7200
 
 SETUP: State = {"status": "setup"}
 
-# What the rules read, by status. ``closed`` keeps the fields of whatever it was before, so it promises none.
+# How much of a value an error quotes, in characters.
+_QUOTED = 60
+
+# The fields that the rules read, by status. None for ``closed``, which keeps the fields of the status before it.
 _FIELDS: dict[str, dict[str, type]] = {
     "setup": {},
     "joinable": {"version": str, "participants": list},
@@ -78,7 +84,7 @@ _FIELDS: dict[str, dict[str, type]] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """How many nodes a round has."""
+    """The smallest and the greatest number of nodes in a round."""
 
     min_nodes: int
     max_nodes: int
@@ -87,31 +93,31 @@ class Limits:
 class Action(Enum):
     """What a node does next."""
 
-    DONE = auto()
-    """What the node wanted is so."""
+    FINISH = auto()
+    """Nothing: the step is complete."""
     WRITE = auto()
     """Replace the state."""
     WAIT = auto()
-    """Wait for the state to change."""
+    """Wait until the state changes."""
     CREATE = auto()
-    """Make a round."""
+    """Create a round."""
     JOIN = auto()
     """Join the round."""
     STAND_BY = auto()
-    """Wait for the round to end."""
+    """Wait until the round ends."""
     DESTROY = auto()
-    """Delete the state."""
+    """Delete the state, which ends the round."""
     RETRY = auto()
-    """Begin again, after a pause."""
-    RETRY_AT_ONCE = auto()
-    """Begin again."""
+    """Start again after a pause."""
+    RETRY_IMMEDIATELY = auto()
+    """Start again without a pause."""
     ERROR_CLOSED = auto()
     """Give up: the rendezvous is closed."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """An action and its reason in words; for WRITE, the new state and the seconds until etcd deletes it."""
+    """An action and its reason; for WRITE, also the new state and the seconds until etcd deletes it (None: never)."""
 
     action: Action
     reason: str
@@ -119,24 +125,24 @@ class Decision:
     ttl: int | None = None
 
 
-# The state's text.
+# The state as text.
 
 
 def parse(text: str | None) -> State | None:
-    """Return the state that ``text`` is.
+    """Return the state that is encoded in ``text``; None for None.
 
     Raises:
-        RendezvousStateError: it is none.
+        RendezvousStateError: it is not a state of this protocol.
     """
     if text is None:
         return None
     try:
         state = json.loads(text)
-    except ValueError:
-        raise RendezvousStateError(f"the state is not JSON: {text[:80]!r}") from None
+    except (ValueError, RecursionError):
+        raise RendezvousStateError(f"the state is not JSON: {text[:_QUOTED]!r}") from None
     fields = _FIELDS.get(str(state.get("status"))) if isinstance(state, dict) else None
     if fields is None:
-        raise RendezvousStateError(f"the state has no status that this protocol knows: {text[:80]!r}")
+        raise RendezvousStateError(f"the state has no status of this protocol: {text[:_QUOTED]!r}")
     for name, kind in fields.items():
         if not isinstance(state.get(name), kind):
             raise RendezvousStateError(
@@ -144,12 +150,14 @@ def parse(text: str | None) -> State | None:
                 f"not {type(state.get(name)).__name__}"
             )
     if not str(state.get("version", "0")).isdecimal():
-        raise RendezvousStateError(f"the version of the state must be a number, not {state['version']!r}")
+        raise RendezvousStateError(
+            f"the version of the state must be a decimal number, not {str(state['version'])[:_QUOTED]!r}"
+        )
     return dict(state)
 
 
 def dump(state: State) -> str:
-    """Return the text of ``state``."""
+    """Return ``state`` as JSON."""
     return json.dumps(state)
 
 
@@ -162,54 +170,54 @@ def joinable(version: str) -> State:
 
 
 def enter(state: State | None) -> Decision:
-    """Decide how a node that wants to take part begins."""
+    """Decide the first step of a node that wants to join."""
     if state is None:
-        return Decision(Action.CREATE, "there is no round")
+        return Decision(Action.CREATE, "no round exists")
     if state["status"] == "closed":
         return _closed()
     if state["status"] == "joinable":
         return Decision(Action.JOIN, f"round {state['version']} is joinable")
     if state["status"] == "final":
         return Decision(Action.STAND_BY, f"round {state['version']} is complete")
-    return Decision(Action.WAIT, f"a round is {state['status']}: it will soon be another state, or gone")
+    return Decision(Action.WAIT, f"the status is {state['status']}, which lasts a few seconds at most")
 
 
 def join(state: State | None, version: str, limits: Limits) -> Decision:
-    """Take the next rank; the round is frozen with the last."""
-    elsewhere = _elsewhere(state, version, "joinable")
-    if state is None or elsewhere is not None:
-        return elsewhere or _gone(version)
+    """Take the next rank; the last node freezes the round."""
+    unexpected = _unexpected(state, version, "joinable")
+    if state is None or unexpected is not None:
+        return unexpected or _gone(version)
     participants = state["participants"]
     rank = len(participants)
     if rank >= limits.max_nodes:
-        # Only where nodes do not agree on max_nodes.
-        return Decision(Action.RETRY, f"round {version} has {rank} nodes, of {limits.max_nodes} at most")
+        # Only if the nodes have different settings for max_nodes.
+        return Decision(Action.RETRY, f"round {version} is full: {rank} of at most {limits.max_nodes} nodes joined")
     state = {**state, "participants": [*participants, rank]}
     if rank + 1 == limits.max_nodes:
-        return Decision(Action.WRITE, f"rank {rank} is the last", _frozen(state), FROZEN_TTL)
+        return Decision(Action.WRITE, f"rank {rank} joins as the last node", _frozen(state), FROZEN_TTL)
     if rank + 1 >= limits.min_nodes:
         return Decision(Action.WRITE, f"rank {rank} joins in the last call", state, EPHEMERAL_TTL)
     return Decision(Action.WRITE, f"rank {rank} joins", state)
 
 
 def last_call(state: State | None, version: str, late: float, refresh: bool) -> Decision:
-    """Wait out the last call and freeze the round.
+    """Wait until the last call is over, then freeze the round.
 
     Args:
         state: the state.
         version: the round.
-        late: seconds since the end of the last call; negative before it.
-        refresh: whether it is time to write, so that the state does not run out.
+        late: seconds since the end of the last call; negative until then.
+        refresh: whether the state must be written again, so that it does not expire.
     """
     if state is not None and (state["status"], state.get("version")) == ("frozen", version):
-        return Decision(Action.DONE, f"round {version} is frozen")
-    elsewhere = _elsewhere(state, version, "joinable")
-    if state is None or elsewhere is not None:
-        return elsewhere or _gone(version)
+        return Decision(Action.FINISH, f"round {version} is frozen")
+    unexpected = _unexpected(state, version, "joinable")
+    if state is None or unexpected is not None:
+        return unexpected or _gone(version)
     if late >= 0:
         return Decision(Action.WRITE, "the last call is over", _frozen(state), FROZEN_TTL)
     if refresh:
-        return Decision(Action.WRITE, "the last call goes on", state, EPHEMERAL_TTL)
+        return Decision(Action.WRITE, "the last call continues", state, EPHEMERAL_TTL)
     return Decision(Action.WAIT, "the last call is not over")
 
 
@@ -217,76 +225,76 @@ def meet(state: State | None, version: str) -> Decision:
     """Wait, as a participant, until the round is frozen."""
     if state is not None and (state["status"], state.get("version")) == ("joinable", version):
         return Decision(Action.WAIT, f"round {version} is still joinable")
-    return _elsewhere(state, version, "frozen") or Decision(Action.DONE, f"round {version} is frozen")
+    return _unexpected(state, version, "frozen") or Decision(Action.FINISH, f"round {version} is frozen")
 
 
 def confirm(state: State | None, version: str, key: str) -> Decision:
-    """Add the key of this node's keep-alive; the last to do so completes the round."""
+    """Add the key of this node's keep-alive; the last participant to do so completes the round."""
     if state is not None and keeps_alive(state, key):
-        return Decision(Action.DONE, "the keep-alive is known")  # an earlier attempt, whose answer was lost
-    elsewhere = _elsewhere(state, version, "frozen")
-    if state is None or elsewhere is not None:
-        return elsewhere or _gone(version)
+        return Decision(Action.FINISH, "this node has confirmed")  # by an earlier attempt whose response was lost
+    unexpected = _unexpected(state, version, "frozen")
+    if state is None or unexpected is not None:
+        return unexpected or _gone(version)
     state = {**state, "keep_alives": [*state["keep_alives"], key]}
     if len(state["keep_alives"]) < len(state["participants"]):
-        return Decision(Action.WRITE, "others have not confirmed yet", state, FROZEN_TTL)
-    return Decision(Action.WRITE, "all have confirmed", {**state, "status": "final", "num_workers_waiting": 0})
+        return Decision(Action.WRITE, "other nodes have not confirmed yet", state, FROZEN_TTL)
+    return Decision(Action.WRITE, "all nodes have confirmed", {**state, "status": "final", "num_workers_waiting": 0})
 
 
 def finish(state: State | None, version: str) -> Decision:
     """Wait, as a participant that has confirmed, until the round is complete."""
     if state is not None and (state["status"], state.get("version")) == ("frozen", version):
-        return Decision(Action.WAIT, f"round {version} lacks confirmations")
-    return _elsewhere(state, version, "final") or Decision(Action.DONE, f"round {version} is complete")
+        return Decision(Action.WAIT, f"other nodes have not confirmed round {version} yet")
+    return _unexpected(state, version, "final") or Decision(Action.FINISH, f"round {version} is complete")
 
 
 def announce(state: State | None, version: str) -> Decision:
     """Count this node among those that wait for the next round."""
-    elsewhere = _elsewhere(state, version, "final")
-    if state is None or elsewhere is not None:
-        return elsewhere or _gone(version)
+    unexpected = _unexpected(state, version, "final")
+    if state is None or unexpected is not None:
+        return unexpected or _gone(version)
     count = state["num_workers_waiting"] + 1
     return Decision(
-        Action.WRITE, f"{count} wait for the round after {version}", {**state, "num_workers_waiting": count}
+        Action.WRITE, f"{count} nodes wait for the round after {version}", {**state, "num_workers_waiting": count}
     )
 
 
 def end(state: State | None, version: str, alive: Collection[str]) -> Decision:
-    """Wait, as a node that stands by, for the end of the round, or end it: where a keep-alive is gone.
+    """Wait, as a node that stands by, until the round ends; end it if a keep-alive has expired.
 
     Args:
         state: the state.
         version: the round.
-        alive: the keep-alives that are there.
+        alive: the keys of the keep-alives that exist.
     """
     if state is None or (state["status"], state.get("version")) != ("final", version):
-        return Decision(Action.DONE, f"round {version} is over")
+        return Decision(Action.FINISH, f"round {version} is over")
     dead = [key for key in state["keep_alives"] if key not in alive]
     if dead:
-        return Decision(Action.DESTROY, f"round {version} has lost {', '.join(key.split('/')[-1] for key in dead)}")
+        return Decision(Action.DESTROY, f"round {version} lost {', '.join(key.split('/')[-1] for key in dead)}")
     return Decision(Action.WAIT, f"all nodes of round {version} are alive")
 
 
 def close(state: State | None) -> Decision:
-    """Close the rendezvous, even one that has not begun."""
+    """Close the rendezvous, even before its first round."""
     if state is not None and state["status"] == "closed":
-        return Decision(Action.DONE, "the rendezvous is closed")
+        return Decision(Action.FINISH, "the rendezvous is closed")
     return Decision(Action.WRITE, "this node closes the rendezvous", {**(state or {}), "status": "closed"})
 
 
-# What a state says.
+# Questions about a state.
 
 
 def keeps_alive(state: State | None, key: str) -> bool:
-    """Return whether the nodes of the round are told by ``key`` that one of them is alive."""
+    """Return whether ``key`` is the keep-alive of a participant of the current round."""
     return state is not None and state["status"] in ("frozen", "final") and key in state["keep_alives"]
 
 
 def waiting(state: State | None, version: str | None) -> int:
-    """Return how many nodes wait for the round after ``version``, the round of the node that asks (None: no round).
+    """Return how many nodes wait for the round after ``version``, the round of this node (None: no round).
 
-    Where that round is over, those of the next are waiting for the node: at least one of them, unless it is not
-    there yet. Torch says 0 while the next round forms, so that who has not asked in time never hears of it.
+    If that round is over, the participants of the next one wait for this node and are counted. torch counts 0 while
+    the next round forms, so that a node that did not ask in time never learns that it must join again.
     """
     if state is None or state["status"] in ("setup", "closed"):
         return 0
@@ -297,20 +305,20 @@ def waiting(state: State | None, version: str | None) -> int:
 
 
 def progress(state: State | None, limits: Limits) -> str:
-    """Say how far the round is and what it lacks."""
+    """Describe how far the round is and what is missing."""
     if state is None:
-        return "there is no round"
+        return "no round exists"
     if state["status"] in ("setup", "closed"):
         return f"the status is {state['status']}"
     version, came = state["version"], len(state["participants"])
     if state["status"] == "joinable":
         least, most = limits.min_nodes, limits.max_nodes
         needed = f"{least}" if least == most else f"at least {least}"
-        return f"{came} of {needed} nodes joined round {version}, which is joinable"
+        return f"{came} of {needed} nodes joined round {version}"
     confirmed = len(state["keep_alives"])
     if state["status"] == "frozen":
-        return f"{confirmed} of {came} nodes confirmed round {version}, which is frozen"
-    return f"round {version} is final with {came} nodes, and {state['num_workers_waiting']} wait for the next"
+        return f"{confirmed} of {came} nodes confirmed round {version}"
+    return f"round {version} is complete with {came} nodes, and {state['num_workers_waiting']} wait for the next round"
 
 
 # Shared by several rules.
@@ -321,18 +329,18 @@ def _closed() -> Decision:
 
 
 def _gone(version: str) -> Decision:
-    return Decision(Action.RETRY_AT_ONCE, f"round {version} is gone")
+    return Decision(Action.RETRY_IMMEDIATELY, f"round {version} no longer exists")
 
 
-def _elsewhere(state: State | None, version: str, status: str) -> Decision | None:
-    """Return what to do where the state is not ``version`` in ``status``; None where it is."""
+def _unexpected(state: State | None, version: str, status: str) -> Decision | None:
+    """Return what to do if the state is not round ``version`` in ``status``; None if it is."""
     if state is None:
         return _gone(version)
     if state["status"] == "closed":
         return _closed()
     found = state.get("version")
     if found not in (None, version):
-        return Decision(Action.RETRY_AT_ONCE, f"round {version} is over, round {found} is {state['status']}")
+        return Decision(Action.RETRY_IMMEDIATELY, f"round {version} is over, round {found} is {state['status']}")
     if state["status"] != status:
         return Decision(Action.RETRY, f"round {version} is {state['status']} and no longer {status}")
     return None

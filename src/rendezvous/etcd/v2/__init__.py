@@ -1,1 +1,1 @@
-"""etcd's v2 API, through python-etcd: served by etcd up to 3.5, and only with ``--enable-v2``."""
+"""etcd's v2 API, through python-etcd. Only etcd 3.4 and 3.5 serve it, and only with ``--enable-v2``."""

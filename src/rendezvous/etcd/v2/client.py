@@ -1,4 +1,4 @@
-"""Connections to etcd's v2 API: python-etcd clients, one an endpoint, and which of their errors mean what."""
+"""A client of etcd's v2 API with several endpoints, built on python-etcd, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from rendezvous._core import Backoff
 from rendezvous.api import RendezvousConnectionError, RendezvousParameters
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
-try:
-    import etcd
-except ModuleNotFoundError as error:
-    if error.name != "etcd":
-        raise
-    etcd = None
-
-__all__ = ["EtcdClient", "create_client", "etcd_module", "key_path", "persist", "translate_errors"]
+__all__ = ["EtcdClient", "create_client", "etcd_module", "key_path", "retry", "translate_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,38 +22,47 @@ _T = TypeVar("_T")
 
 _DEFAULT_PORT = 2379
 
-# Seconds to connect within: time for TCP to try three times, and then for the next endpoint.
+# Seconds for one endpoint to accept a connection: TCP sends its first packet three times within it.
 _CONNECT_TIMEOUT = 3.5
 
 
 def etcd_module() -> Any:
-    """Return the module ``etcd`` of python-etcd.
+    """Return the module ``etcd`` of python-etcd, which is only imported when it is first used.
 
     Raises:
         ImportError: python-etcd is not installed.
     """
-    if etcd is None:
+    try:
+        import etcd
+    except ModuleNotFoundError as exc:
+        if exc.name != "etcd":
+            raise
         raise ImportError(
-            "The etcd v2 rendezvous needs the package python-etcd: install it with 'pip install python-etcd'."
-        )
+            "The package python-etcd is not installed. The rendezvous backends 'etcd' and 'etcd-v2' need it for "
+            "etcd's v2 API; install it with 'pip install python-etcd', or use the backend 'etcd-v3'."
+        ) from None
     return etcd
 
 
 def key_path(key: str) -> str:
-    """Return ``key`` as python-etcd takes it: it puts keys into a URL as they are, so they must be quoted.
+    """Return ``key`` percent-encoded, because python-etcd copies keys into a URL without quoting them.
 
     Raises:
         ValueError: a part of the key is empty, ``.`` or ``..``, which etcd would resolve to another key.
     """
     if any(part in ("", ".", "..") for part in key.strip("/").split("/")):
-        raise ValueError(f"The etcd key '{key}' must not have empty parts nor '.' or '..' for a part.")
+        raise ValueError(f"The etcd key '{key}' must not have empty parts, and no part may be '.' or '..'.")
     return "/" + quote(key.strip("/"))
 
 
 def translate_errors(what: str, call: Callable[[], _T]) -> _T:
-    """Return ``call()``; turn its failure to reach etcd into RendezvousConnectionError.
+    """Return ``call()``, and raise RendezvousConnectionError if it cannot reach etcd.
 
-    Errors that are an answer of etcd's about the key (not found, exists, compare failed) pass through.
+    Errors with which etcd answers about the key (not found, exists, compare failed) are raised unchanged.
+
+    Args:
+        what: what was not possible, for the message.
+        call: sends the request.
     """
     import urllib3.exceptions
 
@@ -70,25 +72,23 @@ def translate_errors(what: str, call: Callable[[], _T]) -> _T:
     except (etcd.EtcdKeyError, etcd.EtcdValueError, etcd.EtcdEventIndexCleared, etcd.EtcdWatchTimedOut):
         raise
     except etcd.EtcdInsufficientPermissions as exc:
-        refused = RendezvousConnectionError(
-            f"{what}: etcd refused the user; check the username, its password and its roles ({exc})",
-            retryable=False,
-        )
-        raise refused from exc
+        raise RendezvousConnectionError(
+            f"{what}: etcd refused the user; check the username, its password and its roles ({exc})", retryable=False
+        ) from None
     except (etcd.EtcdException, urllib3.exceptions.HTTPError) as exc:
-        raise RendezvousConnectionError(f"{what}: {exc}") from exc
+        raise RendezvousConnectionError(f"{what}: {exc}") from None
 
 
-def persist(what: str, call: Callable[[], _T], deadline: float) -> _T:
-    """Return ``call()``, tried again while etcd cannot be reached; see :func:`translate_errors`.
+def retry(what: str, call: Callable[[], _T], deadline: float) -> _T:
+    """Return ``call()``, repeated while etcd cannot be reached; see :func:`translate_errors`.
 
     Args:
-        what: what fails, for the error.
-        call: sends the request; it must be harmless to repeat.
-        deadline: until when to try, on the monotonic clock.
+        what: what was not possible, for the message.
+        call: sends the request; repeating it must be harmless.
+        deadline: when to give up, on the monotonic clock.
 
     Raises:
-        RendezvousConnectionError: etcd could not be reached until then, or refused the user.
+        RendezvousConnectionError: etcd could not be reached until the deadline, or refused the user.
     """
     backoff = Backoff(base=0.05, cap=2.0)
     while True:
@@ -102,16 +102,16 @@ def persist(what: str, call: Callable[[], _T], deadline: float) -> _T:
 
 
 class EtcdClient:
-    """One etcd cluster: the first ``etcd.Client`` that answers serves, and the next takes over when it fails.
+    """A client of an etcd cluster: one ``etcd.Client`` for each endpoint, of which it uses the next when one fails.
 
-    It has the methods of ``etcd.Client`` that this project uses. A request that may have been applied is sent
-    again only where that changes nothing: a failed compare-and-swap or deletion is raised, for its caller to look
-    what became of it.
+    It has the methods of ``etcd.Client`` that this project uses. A request that may have been applied is only
+    repeated on another endpoint if that is harmless. The error of a failed compare-and-swap or deletion is raised,
+    and the caller must find out whether it was applied.
 
     Args:
         endpoints: hosts and ports.
-        discover: also use the endpoints that the cluster's members advertise.
-        **options: passed to each ``etcd.Client``: protocol, cert, ca_cert, username, password, read_timeout.
+        discover: whether to use the endpoints that the cluster's members advertise as well.
+        **options: arguments for each ``etcd.Client``: protocol, cert, ca_cert, username, password, read_timeout.
 
     Raises:
         RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
@@ -134,14 +134,14 @@ class EtcdClient:
         import urllib3
 
         client = self._etcd.Client(host=f"[{host}]" if ":" in host else host, port=port, **self._options)
-        # python-etcd passes its one time-out with each request. As a number it would hold for connecting too.
+        # python-etcd passes its only timeout with each request. A plain number would apply to connecting as well.
         client._read_timeout = _timeout(client.read_timeout)
-        # By default urllib3 itself sends a failed PUT again, even one that may have been applied.
+        # By default urllib3 repeats a failed PUT, even if it may have been applied.
         client.http.connection_pool_kw["retries"] = urllib3.Retry(total=5, connect=0, read=0, other=0)
         return client
 
     def _members(self) -> list[str]:
-        """Ask the first endpoint that answers for the client URLs of the cluster's members."""
+        """Return the client URLs that the cluster's members advertise, as the first endpoint that answers has them."""
         names = ", ".join(client.base_uri for client in self._clients)
         try:
             members: list[str] = translate_errors(
@@ -152,8 +152,8 @@ class EtcdClient:
                 raise
             raise RendezvousConnectionError(
                 f"etcd answers at {names}, but does not serve the v2 API: etcd 3.6 removed it, 3.4 and 3.5 need "
-                f"--enable-v2"
-            ) from exc
+                f"--enable-v2; use the backend 'etcd-v3', which needs no v2 API"
+            ) from None
         return members
 
     @property
@@ -163,8 +163,8 @@ class EtcdClient:
         return format_endpoint(url.hostname or "", url.port or 0)
 
     def _call(self, request: Callable[[Any], Any], repeatable: bool = True) -> Any:
-        """Send ``request`` by the client in use, and by the others in turn while they cannot be reached."""
-        turn = len(self._clients)
+        """Send ``request`` to the current endpoint, and to the next ones while they cannot be reached."""
+        left = len(self._clients)
         while True:
             current = self._current
             client = self._clients[current]
@@ -175,16 +175,16 @@ class EtcdClient:
             except self._etcd.EtcdException as exc:
                 if not self._unreachable(exc):
                     raise
-                turn -= 1
+                left -= 1
                 with self._lock:
                     if self._current == current:
                         self._current = (current + 1) % len(self._clients)
-                if turn == 0 or not (repeatable or _never_sent(exc)):
+                if left == 0 or not (repeatable or _never_sent(exc)):
                     raise
                 logger.info("etcd at %s does not answer (%s); trying the next endpoint", client.base_uri, exc)
 
     def _unreachable(self, exc: Exception) -> bool:
-        # The list of machines is asked for outside python-etcd's own sorting of errors: a bare EtcdException.
+        # python-etcd raises a plain EtcdException if it cannot get the list of members.
         return isinstance(exc, self._etcd.EtcdConnectionFailed) or type(exc) is self._etcd.EtcdException
 
     def read(self, key: str, **options: Any) -> Any:
@@ -208,19 +208,19 @@ class EtcdClient:
 
     def delete(self, key: str, **conditions: Any) -> Any:
         """See ``etcd.Client.delete``."""
-        # Sent again, it would not find what it has deleted itself.
+        # A repeated deletion would not find the key that the first one has deleted.
         return self._call(lambda client: client.delete(key, **conditions), repeatable=False)
 
 
 def _timeout(seconds: float) -> Any:
-    """Return urllib3's time-out for an etcd that must answer within ``seconds``."""
+    """Return the timeout for urllib3 if etcd must answer within ``seconds``."""
     import urllib3
 
     return urllib3.Timeout(connect=min(_CONNECT_TIMEOUT, seconds), read=seconds)
 
 
 def _never_sent(exc: Any) -> bool:
-    """Return whether the connection was not even made, so that etcd cannot have seen the request."""
+    """Return whether no connection was established, so that etcd cannot have received the request."""
     import urllib3.exceptions
 
     cause = getattr(exc, "cause", None)
@@ -235,9 +235,9 @@ def create_client(
 
     Args:
         params: the configuration: ``protocol``, ``read_timeout`` (seconds, 60), ``username`` and its password.
-        cert: the key of the path of the client's certificate.
-        cert_key: the key of the path of that certificate's key.
-        ca_cert: the key of the path of the authority's certificate.
+        cert: the configuration key with the path of the client's certificate.
+        cert_key: the configuration key with the path of the private key of that certificate.
+        ca_cert: the configuration key with the path of the authority's certificate.
 
     Raises:
         ImportError: python-etcd is not installed.
@@ -264,4 +264,4 @@ def create_client(
             password=password,
         )
     except OSError as exc:
-        raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from exc
+        raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from None

@@ -11,29 +11,32 @@ from typing import Any, TypeVar
 
 from rendezvous._core import Backoff, compare_and_swap
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v2.client import etcd_module, key_path, persist, translate_errors
+from rendezvous.etcd.v2.client import etcd_module, key_path, retry, translate_errors
 from rendezvous.store import Store
 
 __all__ = ["EtcdStore", "cas_delay"]
 
 _T = TypeVar("_T")
 
+# How much of a value an error quotes, in bytes.
+_QUOTED = 60
+
 
 def cas_delay() -> None:
-    """Sleep for at most 0.1 s between two tries of a swap, as torch's function does. What is here uses a Backoff."""
+    """Sleep for a random time of at most 0.1 s, as torch's function of this name does. This module does not use it."""
     time.sleep(random.uniform(0, 0.1))
 
 
 class EtcdStore(Store):
-    """A store on etcd's v2 API, with the keys and values of torch's ``EtcdStore``: both in base64 under a prefix.
+    """A store on etcd's v2 API. Keys and values are stored in base64 under a prefix, as torch's ``EtcdStore`` does.
 
-    An operation reads, writes and watches the keys it is given and nothing else. One that fails to reach etcd is
-    tried again until the time-out.
+    An operation only reads, writes and watches the keys that are its arguments. While etcd cannot be reached, it is
+    repeated until the timeout.
 
     Args:
         etcd_client: an :class:`~rendezvous.etcd.v2.client.EtcdClient`, or an ``etcd.Client`` of python-etcd.
         etcd_store_prefix: the directory in etcd.
-        timeout: how long operations wait; 300 s unless given, as torch's stores.
+        timeout: how long an operation waits; 300 s by default, as for torch's stores.
 
     Raises:
         ImportError: python-etcd is not installed.
@@ -46,26 +49,24 @@ class EtcdStore(Store):
         if timeout is not None:
             self.set_timeout(timeout)
 
-    # Keys and values, as torch's store writes them.
-
     def _path(self, key: str | bytes) -> str:
-        # base64 may hold slashes and then, for etcd, names a key in a directory. The name is still the key's own.
+        # base64 may contain slashes, and etcd then stores the key in a directory. The path is unique all the same.
         return key_path(self.prefix + _encode(key))
 
-    # One request, and what becomes of it when etcd cannot be reached.
+    # Requests.
 
     def _deadline(self, timeout: timedelta | None = None) -> float:
         return time.monotonic() + (self.timeout if timeout is None else timeout).total_seconds()
 
-    def _persist(self, what: str, call: Callable[[], _T], deadline: float) -> _T:
-        """See :func:`rendezvous.etcd.v2.client.persist`."""
-        return persist(f"the etcd store cannot {what}", call, deadline)
+    def _retry(self, what: str, call: Callable[[], _T], deadline: float) -> _T:
+        """See :func:`rendezvous.etcd.v2.client.retry`."""
+        return retry(f"the etcd store cannot {what}", call, deadline)
 
     def _read(self, key: str, deadline: float) -> tuple[Any, int]:
-        """Return etcd's answer for ``key`` (None where there is none) and etcd's index at that moment."""
+        """Return etcd's response for ``key`` (None if it does not exist), and etcd's index at that moment."""
         path = self._path(key)
         try:
-            result = self._persist(f"read '{key}'", lambda: self.client.read(path), deadline)
+            result = self._retry(f"read '{key}'", lambda: self.client.read(path), deadline)
         except self._etcd.EtcdKeyNotFound as exc:
             return None, int((exc.payload or {}).get("index", 0))
         return result, result.etcd_index
@@ -76,7 +77,7 @@ class EtcdStore(Store):
         )
 
     def _await(self, key: str, deadline: float) -> bytes | None:
-        """Return the value of ``key`` once there is one, or None when the time is up."""
+        """Return the value of ``key`` once it exists, or None at the deadline."""
         path = self._path(key)
         while True:
             result, index = self._read(key, deadline)
@@ -93,9 +94,13 @@ class EtcdStore(Store):
                 return b64decode(result.value)
 
     def _change(self, key: str, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
-        """Replace the value of ``key`` by ``change(value)``, atomically and once; return the value there then."""
+        """Replace the value of ``key`` by ``change(value)``, atomically and once; return the value that is then stored.
+
+        Raises:
+            RendezvousConnectionError: etcd could not be reached, or it is not known whether a write was applied.
+        """
         path, deadline = self._path(key), self._deadline()
-        lost: list[int | None] = []  # the token of a write whose outcome is not known
+        lost: list[int | None] = []  # the index that a write with an unknown outcome should have replaced
 
         def read() -> tuple[bytes | None, Any] | None:
             result, _ = self._read(key, deadline)
@@ -125,8 +130,8 @@ class EtcdStore(Store):
 
         def unknown() -> RendezvousConnectionError:
             return RendezvousConnectionError(
-                f"the etcd store lost its connection while it changed '{key}', which has another value now: whether "
-                f"the change was made is not known, and it is not made twice"
+                f"the etcd store lost its connection while it changed '{key}', whose value is a different one now: it "
+                f"is not known whether the change was applied, and it is not repeated"
             )
 
         value, _, _, _ = compare_and_swap(read, write, change, Backoff(), deadline)
@@ -137,14 +142,14 @@ class EtcdStore(Store):
     def set(self, key: str, value: str | bytes) -> None:
         """See :meth:`Store.set`."""
         path, encoded = self._path(key), _encode(value)
-        self._persist(f"write '{key}'", lambda: self.client.write(path, encoded), self._deadline())
+        self._retry(f"write '{key}'", lambda: self.client.write(path, encoded), self._deadline())
 
     def get(self, key: str, timeout: timedelta | None = None) -> bytes:
         """See :meth:`Store.get`."""
         return self.multi_get([key], timeout)[0]
 
     def wait(self, keys: Sequence[str], override_timeout: timedelta | None = None) -> None:
-        """See :meth:`Store.wait`. The second argument has the name that torch's ``EtcdStore`` gives it."""
+        """See :meth:`Store.wait`. The second parameter has the same name as in torch's ``EtcdStore``."""
         self.multi_get(keys, override_timeout)
 
     def multi_get(self, keys: Sequence[str], timeout: timedelta | None = None) -> list[bytes]:
@@ -168,15 +173,23 @@ class EtcdStore(Store):
         """See :meth:`Store.add`.
 
         Raises:
-            RendezvousConnectionError: the connection broke, and whether the addition was made cannot be known.
+            RendezvousConnectionError: etcd could not be reached, or it is not known whether the amount was added.
+            TypeError: ``num`` is not an integer.
             ValueError: the value under ``key`` is not a decimal number.
         """
+        if not isinstance(num, int):
+            raise TypeError(
+                f"the amount added to '{key}' in the etcd store must be an int, not {repr(num)[:_QUOTED]} "
+                f"({type(num).__name__})"
+            )
 
         def increase(value: bytes | None) -> bytes:
             try:
                 return str(int(value or b"0") + num).encode()
             except ValueError:
-                raise ValueError(f"the value of '{key}' in the etcd store is not a number: {value!r}") from None
+                raise ValueError(
+                    f"the value of '{key}' in the etcd store is not a number: {(value or b'')[:_QUOTED]!r}"
+                ) from None
 
         return int(self._change(key, increase) or b"0")
 
@@ -197,7 +210,7 @@ class EtcdStore(Store):
     def delete_key(self, key: str) -> bool:
         """See :meth:`Store.delete_key`.
 
-        A key that is gone after a deletion whose answer was lost counts as deleted by it: it was there before.
+        If the response to a deletion is lost and the key no longer exists afterwards, this call has deleted it.
         """
         path, deadline = self._path(key), self._deadline()
         if self._read(key, deadline)[0] is None:
@@ -213,12 +226,12 @@ class EtcdStore(Store):
                 return attempts > 1
             return True
 
-        return self._persist(f"delete '{key}'", delete, deadline)
+        return self._retry(f"delete '{key}'", delete, deadline)
 
     def num_keys(self) -> int:
-        """See :meth:`Store.num_keys`. Lists the whole directory, which jobs share: not for a hot path."""
+        """See :meth:`Store.num_keys`. Lists the whole directory, which runs share: use it rarely."""
         try:
-            result = self._persist(
+            result = self._retry(
                 "list its keys", lambda: self.client.read(key_path(self.prefix), recursive=True), self._deadline()
             )
         except self._etcd.EtcdKeyNotFound:
