@@ -1,4 +1,4 @@
-"""What every state backend must do, whatever it stands on: each test module gives it the fixture ``backend``."""
+"""The contract of all backends of the dynamic rendezvous; each test module provides the fixture ``backend``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TOKENS = [_Token(), "invalid", 10**12, 10**30, -5, "0", "123456789", float("inf"
 
 
 class BackendContract:
-    """Inherited by a class ``Test...`` beside a fixture ``backend``."""
+    """Inherited by a class ``Test...`` in a module with a fixture ``backend``."""
 
-    def test_there_is_no_state_at_first(self, backend):
+    def test_no_state_exists_at_first(self, backend):
         assert backend.get_state() is None
 
     def test_without_a_token_the_first_state_is_written(self, backend):
@@ -66,6 +66,6 @@ class BackendContract:
         assert backend.watch(third, 0.2) is None
         assert backend.watch(third, 0) is None
 
-    def test_watch_says_to_ask_where_the_token_is_none(self, backend):
+    def test_watch_returns_none_for_an_invalid_token(self, backend):
         backend.set_state(b"one")
         assert backend.watch("invalid", 5) is None

@@ -12,7 +12,8 @@ from typing import Any
 from rendezvous._core import State
 from rendezvous.api import RendezvousInfo, RendezvousParameters
 from rendezvous.dynamic.backend_v2 import create_backend
-from rendezvous.dynamic.handler import DynamicRendezvousHandler, RendezvousTimeout
+from rendezvous.dynamic.handler import DynamicRendezvousHandler
+from rendezvous.dynamic.settings import RendezvousTimeout
 
 BOUND = 60.0
 """Seconds within which anything that must happen in a test happens."""

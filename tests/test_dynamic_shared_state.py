@@ -1,4 +1,4 @@
-"""How often a node looks at the shared state while others change it: its etcd has room for those that still join."""
+"""How the shared state applies the pacing: what it remembers between two pauses, and which counts it passes on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import time
 
 import pytest
 
-from rendezvous._core import State
-from rendezvous.dynamic.rules import Limits, Node
-from rendezvous.dynamic.shared_state import _LEAST_LOOK, SharedState
+from rendezvous._core import Backoff, State
+from rendezvous.dynamic import shared_state
+from rendezvous.dynamic.backend import RendezvousBackend
+from rendezvous.dynamic.pacing import MIN_READ_COST
+from rendezvous.dynamic.rules import Action, Decision, Limits, Node
+from rendezvous.dynamic.shared_state import SharedState
+from tests.nodes import BOUND
 
 pytestmark = pytest.mark.both_twins
 
 NODES = 200
 ME = Node("me", 1, 0)
+LIMITS = Limits(NODES, NODES, 30_000, 5_000, 15_000)
 
 
 @pytest.fixture
@@ -25,9 +30,21 @@ def clock(monkeypatch):
     return Clock
 
 
+class Empty(RendezvousBackend):
+    """A backend without a state."""
+
+    name = "empty"
+
+    def get_state(self):
+        return None
+
+    def set_state(self, state, token=None):
+        raise NotImplementedError
+
+
 @pytest.fixture
 def shared():
-    return SharedState(None, ME, Limits(NODES, NODES, 30_000, 5_000, 15_000), "run")
+    return SharedState(Empty(), ME, LIMITS, "run")
 
 
 def see(shared, participants):
@@ -37,28 +54,33 @@ def see(shared, participants):
     shared._view = shared._view._replace(state=state)
 
 
-def test_a_node_rests_until_half_of_the_missing_may_have_come(shared, clock):
+def test_a_node_pauses_until_about_half_of_the_missing_nodes_should_have_joined(shared, clock):
     see(shared, 20)
-    assert shared._pause() == pytest.approx(20 * _LEAST_LOOK)  # how fast they come is not known yet
+    assert shared._settle().seconds == pytest.approx(20 * MIN_READ_COST)  # the rate is not known yet
     clock.now += 0.05
     see(shared, 40)
-    assert shared._pause() == pytest.approx(0.2)  # 20 in 0.05 s, 160 in 0.4 s
+    assert shared._settle().seconds == pytest.approx(0.2)  # 20 joined in 0.05 s: 160 take 0.4 s
     clock.now += 0.01
     see(shared, 190)
-    assert shared._pause() == pytest.approx(190 * _LEAST_LOOK)  # so long as all take to look once
+    assert shared._settle().seconds == pytest.approx(190 * MIN_READ_COST)  # time for all to read once
     clock.now += 10
     see(shared, 191)
-    assert shared._pause() == pytest.approx(4 * 191 * _LEAST_LOOK)  # 45 s are more than it is worth
+    assert shared._settle().seconds == pytest.approx(4 * 191 * MIN_READ_COST)  # 45 s would be too long
     clock.now += 10
-    assert shared._pause() == pytest.approx(191 * _LEAST_LOOK)  # none came
+    assert shared._settle().seconds == pytest.approx(191 * MIN_READ_COST)  # no node joined
 
 
-def test_swaps_that_collide_give_way_to_as_many_as_there_are_nodes(shared):
-    few = SharedState(None, ME, Limits(2, 4, 30_000, 5_000, 15_000), "run")
-    assert 0.01 <= few._backoff().next() <= 0.03
-    for state in (0, 1000):
-        see(shared, state)
-        base = max(NODES, state) * _LEAST_LOOK / 4
-        assert base <= shared._backoff().next() <= 3 * base
-    see(shared, 3000)
-    assert 1.0 <= shared._backoff().next() <= 2.0
+@pytest.mark.parametrize(
+    ("nodes", "base"), [(0, NODES * MIN_READ_COST / 4), (1000, 1000 * MIN_READ_COST / 4), (3000, 1.0)]
+)
+def test_the_delay_after_a_lost_swap_depends_on_the_number_of_nodes(shared, monkeypatch, nodes, base):
+    ranges = []
+
+    def record(base, cap):
+        ranges.append((base, cap))
+        return Backoff(base, cap)
+
+    monkeypatch.setattr(shared_state, "Backoff", record)
+    see(shared, nodes)
+    shared.update(lambda *_: Decision(Action.WAIT, "for this test"), time.monotonic() + BOUND)
+    assert ranges[-1] == (pytest.approx(base), 2.0)

@@ -185,7 +185,9 @@ def test_finish():
 
 def test_announce():
     decision = rules.announce(final(2, waiting=1), "3")
-    assert decision == rules.Decision(Action.WRITE, "2 nodes wait for the round after 3", final(2, waiting=2), None)
+    assert decision == rules.Decision(
+        Action.WRITE, "nodes that wait for the round after 3: 2", final(2, waiting=2), None
+    )
 
 
 @pytest.mark.parametrize("state", [None, SETUP, joinable(0), frozen(2), final(2, version="4"), CLOSED])
@@ -250,7 +252,11 @@ def test_the_number_of_nodes_that_wait_for_a_node_without_a_round(state, count):
         (joinable(0), TWO_TO_FOUR, "1 of at least 2 nodes joined round 3"),
         (joinable(0), Limits(2, 2), "1 of 2 nodes joined round 3"),
         (frozen(3, "rank_0"), TWO_TO_FOUR, "1 of 3 nodes confirmed round 3"),
-        (final(2, waiting=1), TWO_TO_FOUR, "round 3 is complete with 2 nodes, and 1 wait for the next round"),
+        (
+            final(2, waiting=1),
+            TWO_TO_FOUR,
+            "round 3 is complete with a world size of 2; nodes that wait for the next round: 1",
+        ),
     ],
 )
 def test_progress(state, limits, text):

@@ -1,4 +1,4 @@
-"""Nodes of a legacy rendezvous in threads of a test."""
+"""The nodes of a legacy rendezvous, in threads of a test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.nodes import BOUND, eventually
 
 
 class LegacyJob:
-    """A job of nodes in threads."""
+    """A run whose nodes are threads."""
 
     def __init__(self, etcd, run_id: str) -> None:
         self.etcd, self.run_id = etcd, run_id
@@ -43,10 +43,10 @@ class LegacyJob:
         eventually(lambda: len(self.state().get("participants", ())) == count, f"{count} have joined")
 
     def leave(self, handler: EtcdRendezvousHandler, rank: int) -> None:
-        """Have a node die, and its keep-alive run out at once."""
+        """Let a node die, and its keep-alive expire at once."""
         handler._rdzv_impl.stop_keep_alive()
         version = handler._version
-        # Its last renewal may be on its way.
+        # Its last renewal may not have arrived yet.
         eventually(lambda: self.read(f"v_{version}/rank_{rank}") is not None, "the keep-alive is there")
         self.client.delete(f"{self.folder}/rdzv/v_{version}/rank_{rank}")
 

@@ -1,8 +1,9 @@
-"""Several endpoints, users, and errors of every kind, against real servers."""
+"""The client of etcd's v2 API: several endpoints, users, and errors, on real servers."""
 
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -20,20 +21,20 @@ from tests.proxy import Proxy
 @pytest.mark.parametrize(
     ("key", "path"), [("/a/b", "/a/b"), ("a b", "/a%20b"), ("/a?b=c/", "/a%3Fb%3Dc"), ("é", "/%C3%A9")]
 )
-def test_key_path_quotes(key, path):
+def test_key_path_percent_encodes(key, path):
     assert key_path(key) == path
 
 
-def test_a_dead_endpoint_is_passed_over(etcd):
+def test_a_dead_endpoint_is_skipped(etcd):
     client = EtcdClient([("localhost", 1), ("localhost", etcd.get_port())])
     assert client.endpoint == etcd.get_endpoint()
     client.write("/failover", "value")
     assert client.read("/failover").value == "value"
 
 
-def test_an_endpoint_that_swallows_connections_is_passed_over_soon(etcd):
+def test_an_endpoint_that_accepts_no_connection_is_skipped(etcd):
     with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, ExitStack() as stack:
-        for _ in range(4):  # as many as wait to be accepted; the next one's packets are dropped
+        for _ in range(4):  # they fill the queue of the listener, which then drops packets
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(hole.getsockname())
@@ -51,7 +52,7 @@ def test_an_endpoint_that_swallows_connections_is_passed_over_soon(etcd):
         assert 2 < time.monotonic() - start < 30
 
 
-def test_a_watch_may_last_longer_than_it_takes_to_connect(etcd):
+def test_a_watch_may_last_longer_than_the_connect_timeout(etcd):
     client = EtcdClient([("localhost", etcd.get_port())])
     client.write("/slow", "value")
     timer = threading.Timer(4, client.write, ("/slow", "new"))
@@ -60,7 +61,7 @@ def test_a_watch_may_last_longer_than_it_takes_to_connect(etcd):
     timer.join()
 
 
-def test_members_that_etcd_advertises_take_over(etcd):
+def test_advertised_members_take_over(etcd):
     with Proxy(etcd.get_port()) as proxy:
         client = EtcdClient([("127.0.0.1", proxy.port)])
         assert client.endpoint == proxy.endpoint
@@ -70,7 +71,7 @@ def test_members_that_etcd_advertises_take_over(etcd):
         assert client.endpoint == etcd.get_endpoint()
 
 
-def test_a_swap_that_may_have_been_made_is_not_sent_again(etcd):
+def test_a_swap_that_may_have_been_applied_is_not_repeated(etcd):
     with Proxy(etcd.get_port()) as proxy:
         client = EtcdClient([("127.0.0.1", proxy.port), ("localhost", etcd.get_port())], discover=False, read_timeout=1)
         index = client.write("/swap", "one").modifiedIndex
@@ -82,7 +83,7 @@ def test_a_swap_that_may_have_been_made_is_not_sent_again(etcd):
         proxy.resume()
 
 
-def test_a_swap_that_was_never_sent_goes_to_the_next_endpoint(etcd):
+def test_a_swap_that_was_not_sent_goes_to_the_next_endpoint(etcd):
     with Proxy(etcd.get_port()) as proxy:
         client = EtcdClient([("127.0.0.1", proxy.port), ("localhost", etcd.get_port())], discover=False)
     index = client.write("/swap", "one").modifiedIndex
@@ -91,7 +92,7 @@ def test_a_swap_that_was_never_sent_goes_to_the_next_endpoint(etcd):
     assert client.write("/swap", "two", prevIndex=index).value == "two"
 
 
-def test_answers_about_a_key_pass_through(etcd):
+def test_errors_about_a_key_are_not_translated(etcd):
     client = EtcdClient([("localhost", etcd.get_port())])
     with pytest.raises(python_etcd.EtcdKeyNotFound):
         translate_errors("read", lambda: client.read("/nothing"))
@@ -112,9 +113,22 @@ def test_all_endpoints_dead_is_a_connection_error(etcd):
             translate_errors("looking for the key", lambda: client.read("/key"))
 
 
+def test_without_python_etcd_the_error_names_the_package_and_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "etcd", None)
+    message = (
+        "The package python-etcd is not installed. The rendezvous backends 'etcd' and 'etcd-v2' need it for etcd's v2 "
+        "API; install it with 'pip install python-etcd', or use the backend 'etcd-v3'."
+    )
+    for backend in ("etcd", "etcd-v2"):
+        with pytest.raises(ImportError) as caught:
+            get_rendezvous_handler(RendezvousParameters(backend, "localhost:1", "run", 1, 1))
+        assert str(caught.value) == message
+        assert caught.value.__suppress_context__
+
+
 @pytest.fixture(scope="module")
 def guarded():
-    """An etcd that knows the users root and trainer, and lets guests do nothing."""
+    """An etcd with the users root and trainer, on which guests may do nothing."""
     with EtcdServer() as server:
         from urllib.request import Request, urlopen
 
@@ -163,7 +177,7 @@ def test_user_and_password_of_the_legacy_rendezvous(guarded, run_id, tmp_path):
 
 
 @pytest.mark.parametrize("password", ["wrong", None])
-def test_a_wrong_or_no_password_is_said_to_be_refused(guarded, run_id, monkeypatch, password, caplog):
+def test_a_wrong_or_missing_password_is_an_error_that_is_not_retried(guarded, run_id, monkeypatch, password, caplog):
     options = {}
     if password is not None:
         monkeypatch.setenv("RENDEZVOUS_ETCD_PASSWORD", password)
@@ -175,9 +189,13 @@ def test_a_wrong_or_no_password_is_said_to_be_refused(guarded, run_id, monkeypat
         lambda: backend.set_state(b"state"),
         lambda: store.get("key"),
         lambda: store.add("key", 1),
-        # At once, not when the time to join is up.
+        # Immediately, not at the join timeout.
         get_rendezvous_handler(params).next_rendezvous,
     ):
-        with pytest.raises(RendezvousConnectionError, match="etcd refused the user; check the username, its password"):
+        with pytest.raises(
+            RendezvousConnectionError, match="etcd refused the user; check the username, its password"
+        ) as caught:
             call()
+        assert not caught.value.retryable
+        assert caught.value.__suppress_context__
     assert "wrong" not in caplog.text

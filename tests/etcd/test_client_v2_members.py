@@ -1,4 +1,4 @@
-"""An etcd of two members, one of which can be cut off from the other: it then answers with what it knew."""
+"""A cluster of two members, one of which can be cut off from the other and then answers with an old state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.proxy import Proxy
 
 
 class Member:
-    """A member whose peers reach it through a proxy."""
+    """A member that its peers reach through a proxy."""
 
     def __init__(self, name: str, folder: str) -> None:
         self.name, self._folder = name, folder
@@ -53,7 +53,7 @@ class Member:
 
 @pytest.fixture
 def members(etcd, tmp_path) -> Iterator[tuple[Member, Member]]:
-    """A member that is a quorum by itself, and one that only learns from it."""
+    """A member that is a quorum by itself, and a learner."""
     voter, learner = Member("voter", str(tmp_path)), Member("learner", str(tmp_path))
     with ExitStack() as stack:
         for proxy in (voter.proxy, learner.proxy):
@@ -68,18 +68,18 @@ def members(etcd, tmp_path) -> Iterator[tuple[Member, Member]]:
             except python_etcd.EtcdException:
                 return False
 
-        eventually(write, "the voter takes writes")
+        eventually(write, "the voter accepts writes")
         body = json.dumps({"peerURLs": [learner.peer_url], "isLearner": True}).encode()
         urlopen(Request(f"http://localhost:{voter.port}/v3/cluster/member/add", body), timeout=10).close()
         learner.start([voter, learner], "existing")
         stack.callback(learner.stop)
-        eventually(lambda: learner.value("/begin"), "the learner learns")
+        eventually(lambda: learner.value("/begin"), "the learner has the key")
         yield voter, learner
 
 
 @pytest.fixture
 def job(members, run_id) -> tuple[EtcdClient, EtcdRendezvousBackend, int]:
-    """A backend whose first state both members have, with its client and that state's token."""
+    """A client, a backend whose first state both members have, and the token of that state."""
     voter, learner = members
     client = EtcdClient([("localhost", voter.port), ("localhost", learner.port)], discover=False)
     backend = EtcdRendezvousBackend(client, run_id)
@@ -88,7 +88,7 @@ def job(members, run_id) -> tuple[EtcdClient, EtcdRendezvousBackend, int]:
     return client, backend, token
 
 
-def test_a_state_older_than_one_seen_before_is_not_believed(members, job, run_id):
+def test_a_state_older_than_one_read_before_is_not_returned(members, job, run_id):
     voter, learner = members
     client, backend, first = job
     for member in members:
@@ -98,12 +98,12 @@ def test_a_state_older_than_one_seen_before_is_not_believed(members, job, run_id
 
     client._current = 1
     assert client.endpoint == f"localhost:{learner.port}"
-    assert EtcdRendezvousBackend(client, run_id).get_state() == (b"one", first)  # it has nothing to compare with
+    assert EtcdRendezvousBackend(client, run_id).get_state() == (b"one", first)  # it has read no other state before
     assert backend.get_state() == (b"two", second)
-    assert client.endpoint == f"localhost:{voter.port}"  # the learner knows no quorum
+    assert client.endpoint == f"localhost:{voter.port}"  # the learner has no quorum
 
 
-def test_a_member_that_lags_is_asked_for_the_quorum_s_state(members, job):
+def test_a_member_that_is_behind_is_asked_for_a_quorum_read(members, job):
     learner = members[1]
     client, backend, first = job
     for member in members:

@@ -1,3 +1,5 @@
+"""The backend on etcd's v2 API."""
+
 from __future__ import annotations
 
 import time
@@ -28,29 +30,31 @@ class TestContract(BackendContract):
     pass
 
 
-def test_the_name_is_the_protocol_s(backend):
+def test_the_name(backend):
     assert backend.name == "etcd-v2"
 
 
-def test_watch_waits_though_etcd_has_forgotten_when_the_state_changed(etcd, backend, run_id):
+def test_watch_waits_after_etcd_has_dropped_the_last_change_of_the_state(etcd, backend, run_id):
     _, token, _ = backend.set_state(b"one")
     client = etcd.get_client()
-    for i in range(1100):  # etcd remembers 1,000 changes
+    for i in range(1100):  # etcd keeps 1,000 changes
         client.write(f"/noise/{run_id}", str(i))
     assert backend.get_state() == (b"one", token)
     start = time.monotonic()
     assert backend.watch(token, 0.5) is None
     assert time.monotonic() - start >= 0.5
-    assert backend.watch(token + 1, 5) is None  # not seen by this backend: forgotten, so ask
+    assert (
+        backend.watch(token + 1, 5) is None
+    )  # this backend has not read it: the change is dropped, so that the caller must read
 
 
-def test_watch_says_to_ask_when_the_state_is_deleted(etcd, backend):
+def test_watch_returns_none_if_the_state_is_deleted(etcd, backend):
     _, token, _ = backend.set_state(b"one")
     etcd.get_client().delete(backend._key)
     assert backend.watch(token, 5) is None
 
 
-def test_the_key_and_the_value_stand_in_etcd_as_torch_writes_them(etcd, run_id):
+def test_the_key_and_the_value_are_stored_as_torch_stores_them(etcd, run_id):
     backend, _ = create_backend(params(etcd, run_id))
     backend.set_state(b"state")
     raw = etcd.get_client().read(f"/torch/elastic/rendezvous/{run_id}")
@@ -64,19 +68,23 @@ def test_the_ttl_can_be_chosen(etcd, run_id):
     assert 0 < etcd.get_client().read(f"/{run_id}").ttl <= 60
 
 
-# What is in the way.
+# Errors.
 
 
-@pytest.mark.parametrize("value", ["no base64!", "abc", "ключ"])
+@pytest.mark.parametrize("value", ["no base64!", "abc", "ключ", "\x1b!" * 100])
 def test_a_value_that_is_not_base64_is_a_state_error(etcd, run_id, value):
     backend = EtcdRendezvousBackend(etcd.get_client(), run_id)
     etcd.get_client().write(f"/{run_id}", value)
-    with pytest.raises(RendezvousStateError, match=f"'{run_id}' does not hold base64"):
+    with pytest.raises(RendezvousStateError) as caught:
         backend.get_state()
+    assert str(caught.value) == (
+        f"the etcd key '{run_id}' does not hold base64, but {value[:60]!r}: something else wrote it; "
+        f"choose another run id"
+    )
 
 
 @pytest.mark.parametrize("run_id_", ["a b", "a/b", "a?b#c", "100%", "ключ", "a+b", "x" * 200])
-def test_run_ids_of_all_kinds_keep_apart(etcd, run_id, run_id_):
+def test_run_ids_of_all_kinds_are_separate(etcd, run_id, run_id_):
     backend, _ = create_backend(params(etcd, f"{run_id}-{run_id_}"))
     other, _ = create_backend(params(etcd, f"{run_id}-{run_id_}x"))
     backend.set_state(b"one")
@@ -85,8 +93,8 @@ def test_run_ids_of_all_kinds_keep_apart(etcd, run_id, run_id_):
 
 
 @pytest.mark.parametrize("run_id_", ["../other", "a/../b", "a//b", "./a"])
-def test_a_run_id_that_reaches_elsewhere_is_refused(etcd, run_id_):
-    with pytest.raises(ValueError, match=r"must not have empty parts nor '\.' or '\.\.'"):
+def test_a_run_id_that_refers_to_another_key_is_refused(etcd, run_id_):
+    with pytest.raises(ValueError, match=r"must not have empty parts, and no part may be '\.' or '\.\.'"):
         create_backend(params(etcd, run_id_))
 
 
@@ -112,15 +120,15 @@ def test_an_empty_run_id_is_refused(etcd):
         create_backend(params(etcd, ""))
 
 
-# create_backend and its options.
+# create_backend and its configuration.
 
 
-def test_the_store_stands_where_torch_s_does(etcd, run_id):
+def test_the_store_has_the_prefix_of_torch_s_store(etcd, run_id):
     _, store = create_backend(params(etcd, run_id))
     assert store.prefix == "/torch/elastic/store/"
 
 
-def test_without_options_everything_is_torch_s_default(etcd, run_id):
+def test_the_defaults_are_torch_s(etcd, run_id):
     backend, _ = create_backend(params(etcd, run_id))
     assert backend._client._options == {
         **{"protocol": "http", "read_timeout": 60, "cert": None, "ca_cert": None},
@@ -168,23 +176,23 @@ def test_the_protocol_may_be_https_in_any_letter_case(etcd, run_id, protocol):
         ({"username": "me"}, "'username' needs a password"),
     ],
 )
-def test_wrong_options_are_named(etcd, run_id, options, reason):
+def test_a_wrong_option_is_an_error_that_names_it(etcd, run_id, options, reason):
     with pytest.raises(ValueError, match=reason):
         create_backend(params(etcd, run_id, **options))
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:1", "no-such-host.invalid:2379", "localhost:1,127.0.0.1:2"])
-def test_an_etcd_that_is_not_there_is_named(endpoint, run_id):
+def test_an_etcd_that_cannot_be_reached_is_an_error_that_names_it(endpoint, run_id):
     with pytest.raises(RendezvousConnectionError, match=endpoint.split(",")[0]):
         create_backend(RendezvousParameters("etcd-v2", endpoint, run_id, 1, 1, read_timeout=5))
 
 
-def test_an_etcd_without_the_v2_api_is_told_so(run_id):
+def test_an_etcd_without_the_v2_api_is_an_error_that_says_so(run_id):
     with EtcdServer(enable_v2=False) as server, pytest.raises(RendezvousConnectionError, match="need --enable-v2"):
         create_backend(params(server, run_id))
 
 
-def test_an_etcd_that_has_lost_its_data_is_believed(run_id):
+def test_an_etcd_that_has_lost_its_data_is_accepted(run_id):
     with EtcdServer() as old, EtcdServer() as new, Proxy(old.get_port()) as proxy:
         backend = EtcdRendezvousBackend(EtcdClient([("127.0.0.1", proxy.port)], discover=False), run_id)
         token = None

@@ -1,3 +1,5 @@
+"""The backend on etcd's v3 API."""
+
 from __future__ import annotations
 
 import asyncio
@@ -11,7 +13,8 @@ from benchmarks.etcd_cluster import send
 from rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousStateError
 from rendezvous.coordinated.records import Keys
 from rendezvous.dynamic.backend_v3 import EtcdRendezvousBackend, create_backend
-from rendezvous.dynamic.handler import DynamicRendezvousHandler, RendezvousTimeout
+from rendezvous.dynamic.handler import DynamicRendezvousHandler
+from rendezvous.dynamic.settings import RendezvousTimeout
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import Call, put_op
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
@@ -23,7 +26,7 @@ from tests.proxy import Proxy
 
 
 class Losing(GrpcEtcdClient):
-    """A client whose transactions are applied, and then their answers are lost."""
+    """A client whose transactions are applied, but whose responses are lost."""
 
     lose = 0
     after_loss = None
@@ -34,7 +37,7 @@ class Losing(GrpcEtcdClient):
             self.lose -= 1
             if self.after_loss is not None:
                 await self.after_loss()
-            raise UnavailableError("the answer was lost")
+            raise UnavailableError("the response was lost")
         return answer
 
 
@@ -70,7 +73,7 @@ def backend(client, keys):
 
 
 def ask(client, method, *arguments, **options):
-    """Have the client do something, on its loop."""
+    """Call a method of the client on its event loop."""
 
     async def call():
         deadline = asyncio.get_running_loop().time() + BOUND
@@ -80,7 +83,7 @@ def ask(client, method, *arguments, **options):
 
 
 def compact(client):
-    """Have etcd forget all that was."""
+    """Compact all revisions."""
     ask(client, "txn", [], [put_op(b"/noise", b"")])
     _, revision = ask(client, "range", b"/noise", b"")
 
@@ -99,19 +102,19 @@ class TestContract(BackendContract):
     pass
 
 
-def test_the_name_is_the_protocol_s(backend):
+def test_the_name(backend):
     assert backend.name == "etcd-v3"
 
 
 @pytest.mark.parametrize("other", ["a/b", "a b", "ключ", "x"])
-def test_run_ids_of_all_kinds_keep_apart(client, run_id, other):
+def test_run_ids_of_all_kinds_are_separate(client, run_id, other):
     one = EtcdRendezvousBackend(client, Keys("/backends", run_id))
     two = EtcdRendezvousBackend(client, Keys("/backends", f"{run_id}/{other}"))
     one.set_state(b"one")
     assert two.get_state() is None
 
 
-def test_what_is_no_state_is_named(client, keys, backend):
+def test_a_value_that_is_not_a_state_is_an_error_that_quotes_it(client, keys, backend):
     ask(client, "txn", [], [put_op(keys.root + b"state", b"foreign")])
     for call in (backend.get_state, lambda: backend.set_state(b"one"), lambda: backend.set_state(b"one", "invalid")):
         with pytest.raises(RendezvousStateError, match=r"/state' holds b'foreign', which is not a state"):
@@ -134,7 +137,7 @@ def test_watch_waits_for_another_node(make_client, client, keys, backend):
     eventually(lambda: not client._watches._open, "the watch is over")
 
 
-def test_watch_waits_though_etcd_has_forgotten_when_the_state_changed(client, keys, backend):
+def test_watch_waits_after_etcd_has_compacted_the_last_change_of_the_state(client, keys, backend):
     _, token, _ = backend.set_state(b"one")
     compact(client)
     for watching in (backend, EtcdRendezvousBackend(client, keys)):
@@ -143,7 +146,7 @@ def test_watch_waits_though_etcd_has_forgotten_when_the_state_changed(client, ke
         assert time.monotonic() - start >= 0.5
 
 
-def test_watch_returns_the_newest_state_where_etcd_has_forgotten_the_next(client, backend):
+def test_watch_returns_the_newest_state_if_etcd_has_compacted_the_next(client, backend):
     _, first, _ = backend.set_state(b"one")
     _, second, _ = backend.set_state(b"two", first)
     _, third, _ = backend.set_state(b"three", second)
@@ -151,7 +154,7 @@ def test_watch_returns_the_newest_state_where_etcd_has_forgotten_the_next(client
     assert backend.watch(first, 5) == (b"three", third)
 
 
-def test_watch_says_to_ask_when_the_state_is_deleted(client, keys, backend):
+def test_watch_returns_none_if_the_state_is_deleted(client, keys, backend):
     _, token, _ = backend.set_state(b"one")
     ask(client, "delete", keys.root + b"state", b"")
     assert backend.watch(token, 5) is None
@@ -162,7 +165,7 @@ def test_watch_says_to_ask_when_the_state_is_deleted(client, keys, backend):
 # The lease.
 
 
-def test_the_state_lasts_for_two_hours_after_the_last_write(client, keys, backend):
+def test_etcd_deletes_the_state_two_hours_after_the_last_write(client, keys, backend):
     _, first, _ = backend.set_state(b"one")
     _, second, _ = backend.set_state(b"two", first)
     lease = stored(client, keys).lease
@@ -187,7 +190,7 @@ def test_the_ttl_can_be_chosen(client, keys):
 
 
 @pytest.mark.parametrize("long_ago", [False, True])
-def test_a_lost_lease_is_granted_anew(client, keys, backend, long_ago):
+def test_a_lost_lease_is_replaced(client, keys, backend, long_ago):
     backend.set_state(b"one")
     lost = stored(client, keys).lease
     ask(client, "revoke", lost)
@@ -198,11 +201,11 @@ def test_a_lost_lease_is_granted_anew(client, keys, backend, long_ago):
     assert stored(client, keys).lease not in (0, lost)
 
 
-# When answers are lost.
+# Lost responses.
 
 
 @pytest.mark.parametrize("losses", [1, 3])
-def test_a_write_whose_answer_is_lost_is_known_to_be_made(client, backend, losses):
+def test_a_write_whose_response_is_lost_is_recognised(client, backend, losses):
     client.lose = losses
     state, token, written = backend.set_state(b"one")
     assert (state, written) == (b"one", True)
@@ -212,7 +215,7 @@ def test_a_write_whose_answer_is_lost_is_known_to_be_made(client, backend, losse
     assert backend.get_state()[0] == b"two"
 
 
-def test_another_s_write_of_the_same_bytes_is_not_one_s_own(make_client, client, keys, backend):
+def test_another_node_s_write_of_the_same_bytes_is_not_mistaken_for_its_own(make_client, client, keys, backend):
     _, token, _ = backend.set_state(b"one")
     other = EtcdRendezvousBackend(make_client(), keys)
     assert other.set_state(b"two", token)[2]
@@ -220,7 +223,7 @@ def test_another_s_write_of_the_same_bytes_is_not_one_s_own(make_client, client,
     assert backend.set_state(b"two", token) == (*other.get_state(), False)
 
 
-def test_a_write_whose_answer_is_lost_and_that_was_overwritten_is_not_there(make_client, client, keys, backend):
+def test_a_write_whose_response_is_lost_and_that_was_overwritten_counts_as_lost(make_client, client, keys, backend):
     other = EtcdRendezvousBackend(make_client(), keys)
 
     async def overwrite():
@@ -232,7 +235,7 @@ def test_a_write_whose_answer_is_lost_and_that_was_overwritten_is_not_there(make
     assert other.get_state()[0] == b"other"
 
 
-def test_without_etcd_it_gives_up_when_the_time_is_up(etcd3, make_client, keys):
+def test_without_etcd_a_request_fails_at_its_timeout(etcd3, make_client, keys):
     with Proxy(etcd3.get_port()) as proxy:
         backend = EtcdRendezvousBackend(make_client(proxy.port), keys, timeout=0.5)
         _, token, _ = backend.set_state(b"one")
@@ -244,16 +247,16 @@ def test_without_etcd_it_gives_up_when_the_time_is_up(etcd3, make_client, keys):
         assert time.monotonic() - start < 10
         proxy.restore()
 
-        def look():
+        def read():
             try:
                 return backend.get_state()
             except RendezvousConnectionError:
                 return None  # gRPC connects again after a pause that may be longer than the time-out
 
-        assert eventually(look, "etcd is back") == (b"one", token)
+        assert eventually(read, "etcd is back") == (b"one", token)
 
 
-# Beneath the dynamic rendezvous.
+# With the dynamic rendezvous.
 
 
 def params(etcd3, run_id, **options):
@@ -289,7 +292,7 @@ def test_create_backend(etcd3, run_id):
         create_backend(params(etcd3, ""))
 
 
-def test_two_nodes_meet_and_meet_again_with_a_third(make_handler):
+def test_a_round_of_two_nodes_and_a_round_with_a_third(make_handler):
     handlers = [make_handler(f"node-{i}") for i in range(2)]
     one, two = join_all(handlers)
     one.store.set("key", "value")
@@ -301,8 +304,8 @@ def test_two_nodes_meet_and_meet_again_with_a_third(make_handler):
     assert sorted(info.rank for info in infos) == [0, 1, 2]
     assert not infos[0].store.check(["key"])
     handlers[0].set_closed()
-    eventually(third.is_closed, "all hear that it is closed")
+    eventually(third.is_closed, "all nodes see that it is closed")
 
 
-def test_many_nodes_meet(make_handler):
+def test_a_round_of_many_nodes(make_handler):
     join_all([make_handler(f"node-{i}", 12, 12) for i in range(12)])

@@ -1,4 +1,4 @@
-"""How a rendezvous behaves when etcd goes away and comes back."""
+"""The dynamic rendezvous while etcd cannot be reached, stalls, or restarts."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def job(etcd, run_id):
 
 @pytest.fixture(autouse=True)
 def only_the_proxy(monkeypatch):
-    """Have clients keep to the endpoint they are given: etcd advertises its own, past the proxy."""
+    """Let clients only use the endpoint of the proxy: etcd advertises its own endpoint, which bypasses it."""
     monkeypatch.setattr("rendezvous.etcd.v2.client.EtcdClient._members", lambda self: [])
 
 
-def test_etcd_goes_away_while_nodes_join_and_comes_back(job):
+def test_an_outage_while_nodes_join(job):
     proxy, make = job
     one, two = make(2, 2).nodes(2)
     first = join(one)
@@ -58,19 +58,19 @@ def test_etcd_goes_away_while_nodes_join_and_comes_back(job):
     assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
 
 
-def test_etcd_goes_away_while_nodes_join_and_does_not_come_back(job, run_id):
+def test_an_outage_while_nodes_join_that_does_not_end(job, run_id):
     proxy, make = job
     handler = make(2, 2).node("node-0", join=2)
     future = join(handler)
     eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "it has joined")
     start = time.monotonic()
     proxy.cut()
-    with pytest.raises(RendezvousConnectionError, match=f"'{run_id}': etcd could not be reached until the time was up"):
+    with pytest.raises(RendezvousConnectionError, match=f"'{run_id}': etcd could not be reached until the deadline"):
         future.result(BOUND)
     assert time.monotonic() - start < 10
 
 
-def test_an_etcd_that_stalls_holds_nobody_for_longer_than_the_read_timeout(job):
+def test_a_stall_delays_no_node_for_longer_than_the_read_timeout(job):
     proxy, make = job
     one, two = make(2, 2).nodes(2)
     first = join(one)
@@ -81,83 +81,84 @@ def test_an_etcd_that_stalls_holds_nobody_for_longer_than_the_read_timeout(job):
     assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
 
 
-def test_a_running_job_outlives_an_outage(job, caplog):
+def test_a_running_job_survives_an_outage(job, caplog):
     proxy, make = job
     the_job = make(2, 3)
     one, two = the_job.nodes(2, last_call=0.3)
     join_all([one, two])
     proxy.cut()
     one._shared._view = one._shared._view._replace(read_at=float("-inf"))
-    assert one.num_nodes_waiting() == 0  # as last seen
+    assert one.num_nodes_waiting() == 0  # the last known answer
     assert one.is_closed() is False
-    assert "going by what was known before" in caplog.text
+    assert "using the last known state" in caplog.text
     eventually(lambda: "failed to send a heartbeat" in caplog.text, "a heartbeat fails")
-    time.sleep(1.5)  # together longer than the expiry: etcd's state has nothing but stale heartbeats
+    time.sleep(1.5)  # longer than the expiry in all: all heartbeats in etcd are too old
     proxy.restore()
     before = the_job.state().oldest_heartbeat()
-    eventually(lambda: the_job.state().oldest_heartbeat() > before + 2000, "heartbeats come again")
+    eventually(lambda: the_job.state().oldest_heartbeat() > before + 2000, "heartbeats are sent again")
     assert (the_job.state().round, the_job.state().count(Role.PARTICIPANT)) == (0, 2)
     assert "taken for dead" not in caplog.text
 
 
-def all_go_on(the_job: Job, nodes: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Check that all nodes of round 0 send heartbeats, and that nobody was taken for dead."""
+def check_all_continue(the_job: Job, nodes: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Check that all nodes of round 0 send heartbeats, and that none was taken for dead."""
     before = int(time.time() * 1000)
-    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 2000, "heartbeats come again")
+    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 2000, "heartbeats are sent again")
     assert (the_job.state().round, the_job.state().count(Role.PARTICIPANT)) == (0, nodes)
-    assert "taken" not in caplog.text
+    assert "taken for dead" not in caplog.text
+    assert "was removed" not in caplog.text
 
 
-def test_a_stall_longer_than_the_expiry_costs_nobody_its_place(job, caplog):
+def test_a_stall_longer_than_the_expiry_removes_no_node(job, caplog):
     caplog.set_level(logging.INFO)
     proxy, make = job
     the_job = make(2, 3)
     one, two = the_job.nodes(2, last_call=0.3)
     join_all([one, two])
-    newcomer = the_job.node("node-9")
+    new_node = the_job.node("node-9")
     proxy.stall()
     time.sleep(2.5)  # an expiry of 1.5 s, and no error: the read time-out is 5 s
-    future = join(newcomer)
+    future = join(new_node)
     proxy.resume()
-    eventually(lambda: one.num_nodes_waiting() == two.num_nodes_waiting() == 1, "the newcomer waits")
-    all_go_on(the_job, 2, caplog)
+    eventually(lambda: one.num_nodes_waiting() == two.num_nodes_waiting() == 1, "the new node waits")
+    check_all_continue(the_job, 2, caplog)
     futures = [join(one), join(two), future]
     assert [each.result(BOUND).rank for each in futures] == [0, 1, 2]
     assert the_job.state().round == 1
 
 
-def test_a_newcomer_takes_nobody_for_dead_whom_it_may_find_in_a_stall(job, etcd, run_id, caplog):
+def test_a_new_node_removes_no_node_that_may_be_in_a_stall(job, etcd, run_id, caplog):
     proxy, make = job
     the_job = make(2, 3)
     join_all(the_job.nodes(2, last_call=0.3))
     proxy.stall()
     time.sleep(2.5)
     direct = Job(etcd.get_endpoint(), run_id, 2, 3)
-    newcomer = direct.node("node-9")
-    future = join(newcomer)
-    role = eventually(lambda: direct.state().role(newcomer.node), "the newcomer is in", 3)
+    new_node = direct.node("node-9")
+    future = join(new_node)
+    role = eventually(lambda: direct.state().role(new_node.node), "the new node waits", 3)
     proxy.resume()
     assert role == Role.WAITING
-    all_go_on(the_job, 2, caplog)
+    check_all_continue(the_job, 2, caplog)
     assert not future.done()
-    newcomer.set_closed()
+    new_node.set_closed()
     direct.stop()
 
 
-def test_an_endpoint_that_falls_silent_costs_nobody_its_place(job, etcd, caplog):
+def test_an_endpoint_that_stalls_removes_no_node(job, etcd, caplog):
     proxy, make = job
     the_job = make(2, 3, etcd.get_endpoint(), read_timeout=3)
     one, two = the_job.nodes(2, last_call=0.3)
     join_all([one, two])
     proxy.stall()
     for node in (one, two):
-        assert node.num_nodes_waiting() == 0  # until the endpoint has been given up
+        assert node.num_nodes_waiting() == 0  # returns when the client has changed the endpoint
     direct = Job(etcd.get_endpoint(), the_job.params.run_id, 2, 3)
-    all_go_on(direct, 2, caplog)
+    check_all_continue(direct, 2, caplog)
     proxy.resume()
 
 
-def test_a_heartbeat_that_etcd_held_up_is_sent_at_once(job, caplog):
+def test_a_heartbeat_that_etcd_delayed_is_sent_again_at_once(job, caplog):
     proxy, make = job
     the_job = make(1, 1)
     handler = the_job.node("node-0", interval=2, attempts=10, heartbeat=0.5)
@@ -168,17 +169,17 @@ def test_a_heartbeat_that_etcd_held_up_is_sent_at_once(job, caplog):
     proxy.resume()
     resumed = int(time.time() * 1000)
     eventually(lambda: the_job.state().heartbeat(handler.node) >= resumed - 100, "the heartbeat", 1.5)
-    assert "sends its heartbeat again: etcd took longer than 0.5 s" in caplog.text
+    assert "sends its heartbeat again: etcd did not answer within 0.5 s" in caplog.text
 
 
 class LateHeartbeats(RendezvousBackend):
-    """Holds up one heartbeat's reading: etcd is read just when the node is out, and answers when it is in again."""
+    """Delays the read of one heartbeat: etcd is read while the node is out, and answers after it has joined again."""
 
     name = "late"
 
     def __init__(self, backend: RendezvousBackend) -> None:
         self._backend = backend
-        self.asked, self._is_out, self._read, self.is_in_again = (threading.Event() for _ in range(4))
+        self.asked, self._is_out, self._read, self.has_joined_again = (threading.Event() for _ in range(4))
 
     def get_state(self) -> tuple[bytes, Any] | None:
         late = "heartbeat" in threading.current_thread().name and not self.asked.is_set()
@@ -188,7 +189,7 @@ class LateHeartbeats(RendezvousBackend):
         current = self._backend.get_state()
         if late:
             self._read.set()
-            assert self.is_in_again.wait(BOUND)
+            assert self.has_joined_again.wait(BOUND)
         return current
 
     def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool] | None:
@@ -199,7 +200,7 @@ class LateHeartbeats(RendezvousBackend):
         return outcome
 
 
-def test_a_late_heartbeat_of_the_round_before_does_not_stop_those_of_the_next(job, caplog):
+def test_a_late_heartbeat_of_the_previous_round_does_not_stop_the_next_ones(job, caplog):
     _, make = job
     the_job = make(1, 1)
     handler = the_job.node("node-0", interval=0.3)
@@ -207,14 +208,14 @@ def test_a_late_heartbeat_of_the_round_before_does_not_stop_those_of_the_next(jo
     handler.next_rendezvous()
     assert late.asked.wait(BOUND)
     handler.next_rendezvous()
-    late.is_in_again.set()
+    late.has_joined_again.set()
     before = the_job.state().oldest_heartbeat()
-    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 1500, "heartbeats go on")
+    eventually(lambda: (the_job.state().oldest_heartbeat() or 0) > before + 1500, "heartbeats continue")
     assert (the_job.state().round, the_job.state().role(handler.node)) == (1, Role.PARTICIPANT)
     assert "taken for dead" not in caplog.text
 
 
-def test_an_outage_while_nodes_ask_where_to_meet(job, caplog):
+def test_an_outage_while_nodes_wait_for_the_address_of_rank_0(job, caplog):
     proxy, make = job
     the_job = make(2, 2)
     serves, release = threading.Event(), threading.Event()
@@ -228,7 +229,10 @@ def test_an_outage_while_nodes_ask_where_to_meet(job, caplog):
     assert serves.wait(BOUND)
     eventually(lambda: the_job.state().complete, "the round is complete")
     proxy.cut()
-    eventually(lambda: "still asks where to meet" in caplog.text or futures[1].done(), "longer than the expiry")
+    eventually(
+        lambda: "still waits for the address of rank 0 of round 0" in caplog.text or futures[1].done(),
+        "longer than the expiry",
+    )
     assert not futures[1].done()
     proxy.restore()
     release.set()
@@ -237,7 +241,7 @@ def test_an_outage_while_nodes_ask_where_to_meet(job, caplog):
     assert the_job.state().round == 0
 
 
-def test_an_outage_while_nodes_ask_where_to_meet_that_does_not_end(job):
+def test_an_outage_while_nodes_wait_for_the_address_of_rank_0_that_does_not_end(job):
     proxy, make = job
     the_job = make(2, 2)
     release = threading.Event()
@@ -257,7 +261,7 @@ def test_an_outage_while_nodes_ask_where_to_meet_that_does_not_end(job):
     assert first.result(BOUND).rank == 0
 
 
-def test_a_node_that_waits_while_it_spares_a_silent_one_rests(job):
+def test_a_node_does_not_read_continuously_while_expiry_is_suspended(job):
     _, make = job
     the_job = make(3, 3)
     backend, _ = create_backend(the_job.params)
@@ -275,7 +279,7 @@ def test_a_node_that_waits_while_it_spares_a_silent_one_rests(job):
     assert future.exception(BOUND) is not None
 
 
-def test_shutdown_without_etcd_says_so_and_returns(job, caplog):
+def test_shutdown_without_etcd_logs_a_warning_and_returns_false(job, caplog):
     proxy, make = job
     (handler,) = make(1, 1).nodes(1, close=1)
     handler.next_rendezvous()
@@ -284,7 +288,7 @@ def test_shutdown_without_etcd_says_so_and_returns(job, caplog):
     assert "could not be closed" in caplog.text
 
 
-def test_etcd_is_killed_while_nodes_join_and_starts_again_on_its_data(tmp_path, run_id):
+def test_etcd_is_killed_while_nodes_join_and_restarts_with_its_data(tmp_path, run_id):
     data = str(tmp_path / "data")
     first = EtcdServer(data_dir=data)
     first.start()
@@ -292,7 +296,7 @@ def test_etcd_is_killed_while_nodes_join_and_starts_again_on_its_data(tmp_path, 
         job = Job(proxy.endpoint, run_id, 3, 3, read_timeout=5)
         handlers = job.nodes(3)
         futures = [join(handler) for handler in handlers[:2]]
-        eventually(lambda: job.state().count(Role.PARTICIPANT) == 2, "two have joined")
+        eventually(lambda: job.state().count(Role.PARTICIPANT) == 2, "two nodes have joined")
         os.kill(first.pid, signal.SIGKILL)
         first.stop()
         futures.append(join(handlers[2]))

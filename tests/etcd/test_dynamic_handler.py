@@ -1,4 +1,4 @@
-"""Rounds of the dynamic rendezvous on a real etcd: torch's documented behaviour, and what is better."""
+"""Rounds of the dynamic rendezvous on a real etcd: the behaviour that torch documents, and the improvements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from rendezvous import (
 from rendezvous._core import Role
 from rendezvous.dynamic.backend import RendezvousBackend
 from rendezvous.dynamic.backend_v2 import create_backend
-from rendezvous.dynamic.handler import DynamicRendezvousHandler, RendezvousTimeout, create_handler
+from rendezvous.dynamic.handler import DynamicRendezvousHandler, create_handler
+from rendezvous.dynamic.settings import RendezvousTimeout
 from tests.nodes import BOUND, Job, count_reads, eventually, expel, join, join_all, kill
 
 pytestmark = pytest.mark.both_twins
@@ -49,18 +50,18 @@ def test_a_world_of_one(job):
     assert info.bootstrap_store_info.master_addr == "node-0"
 
 
-def test_the_round_is_complete_with_the_maximum_and_ranks_follow_the_hosts(job):
+def test_the_round_is_complete_with_the_maximum_and_ranks_follow_the_host_names(job):
     handlers = job(3, 12).nodes(12, last_call=BOUND)
     infos = join_all(handlers)
     assert [info.rank for info in infos] == list(range(12))  # node-2 before node-10
     assert infos[5].bootstrap_store_info.master_addr == "node-0"
 
 
-def test_the_round_is_complete_with_the_minimum_when_the_last_call_is_over(job):
+def test_the_round_is_complete_with_the_minimum_after_the_last_call(job):
     assert [info.rank for info in join_all(job(2, 4).nodes(2, last_call=0.5))] == [0, 1]
 
 
-def test_who_comes_in_the_last_call_is_taken_in(job):
+def test_a_node_may_join_in_the_last_call(job):
     one, two, three = job(2, 4).nodes(3, last_call=2)
     early = [join(one), join(two)]
     time.sleep(0.5)
@@ -68,7 +69,7 @@ def test_who_comes_in_the_last_call_is_taken_in(job):
     assert [future.result(BOUND).rank for future in (*early, late)] == [0, 1, 2]
 
 
-def test_the_store_of_a_round_is_shared_and_of_that_round(job, run_id):
+def test_the_nodes_of_a_round_share_a_store_of_their_own(job, run_id):
     the_job = job(2, 2)
     handlers = the_job.nodes(2)
     one, two = join_all(handlers)
@@ -81,7 +82,7 @@ def test_the_store_of_a_round_is_shared_and_of_that_round(job, run_id):
     assert two.store.get("MASTER_ADDR") == two.store.underlying_store.get(f"{prefix}/MASTER_ADDR")
 
 
-def test_a_run_id_that_is_used_again_does_not_meet_the_keys_of_the_old_job(job, etcd, run_id):
+def test_a_run_id_that_is_used_again_has_a_new_store(job, etcd, run_id):
     (old,) = join_all(job(1, 1).nodes(1, serve=lambda addr: 7001))
     old.store.set("key", "old")
     job(1, 1).stop()
@@ -91,13 +92,13 @@ def test_a_run_id_that_is_used_again_does_not_meet_the_keys_of_the_old_job(job, 
     assert not any(info.store.check(["key"]) for info in infos)
 
 
-def test_serve_gives_the_port_of_rank_0_anew_each_round(job):
+def test_serve_is_called_on_rank_0_in_each_round(job):
     ports = iter(range(7001, 7100))
     handlers = job(2, 2).nodes(2, serve=lambda addr: next(ports))
     assert [join_all(handlers)[1].bootstrap_store_info.master_port for _ in range(3)] == [7001, 7002, 7003]
 
 
-def test_run_ids_keep_apart(etcd, run_id):
+def test_run_ids_are_separate(etcd, run_id):
     jobs = [Job(etcd.get_endpoint(), f"{run_id} a/b{suffix}", 2, 2) for suffix in ("", "c", "?d")]
     for each in jobs:
         join_all(each.nodes(2))
@@ -107,20 +108,20 @@ def test_run_ids_keep_apart(etcd, run_id):
 # The next round.
 
 
-def test_a_newcomer_is_seen_waiting_and_taken_in(job):
+def test_a_new_node_is_counted_as_waiting_and_joins_the_next_round(job):
     the_job = job(2, 3)
     one, two = the_job.nodes(2, last_call=0.5)
     join_all([one, two])
     assert one.num_nodes_waiting() == 0
     three = the_job.node("node-9", last_call=0.5)
     future = join(three)
-    eventually(lambda: one.num_nodes_waiting() == two.num_nodes_waiting() == 1, "the newcomer waits")
+    eventually(lambda: one.num_nodes_waiting() == two.num_nodes_waiting() == 1, "the new node waits")
     futures = [join(one), join(two), future]
     assert [each.result(BOUND).rank for each in futures] == [0, 1, 2]
     assert the_job.state().round == 1
 
 
-def test_a_dead_node_is_taken_out_and_the_others_go_on(job):
+def test_a_dead_node_is_removed_and_the_others_continue(job):
     the_job = job(2, 3)
     handlers = the_job.nodes(3, last_call=0.5)
     join_all(handlers)
@@ -138,7 +139,7 @@ def test_heartbeats_keep_a_node_in(job):
     assert the_job.state().count(Role.PARTICIPANT) == 2
 
 
-def test_a_node_that_was_taken_for_dead_says_so(job, caplog):
+def test_a_node_that_was_taken_for_dead_logs_a_warning(job, caplog):
     the_job = job(1, 2)
     (handler,) = the_job.nodes(1, last_call=0.1, interval=0.2)
     join(handler).result(BOUND)
@@ -146,7 +147,7 @@ def test_a_node_that_was_taken_for_dead_says_so(job, caplog):
     eventually(lambda: "was taken for dead" in caplog.text, "the warning")
 
 
-def test_a_handler_that_is_dropped_stops_its_heartbeats(job):
+def test_a_deleted_handler_stops_its_heartbeats(job):
     the_job = job(1, 1)
     handler = the_job.node("node-0", interval=0.1)
     handler.next_rendezvous()
@@ -159,17 +160,17 @@ def test_a_handler_that_is_dropped_stops_its_heartbeats(job):
     eventually(lambda: all(thread.name != name for thread in threading.enumerate()), "the heartbeats stop")
 
 
-# Nodes too many.
+# More nodes than the maximum.
 
 
-def test_a_full_round_s_extra_node_stands_by_and_is_not_counted(job):
+def test_an_extra_node_of_a_full_round_stands_by_and_is_not_counted(job):
     the_job = job(2, 2)
     one, two = the_job.nodes(2)
     join_all([one, two])
     spare = the_job.node("node-2", join=4)
     future = join(spare)
     eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by")
-    time.sleep(4.5)  # longer than it may take to join
+    time.sleep(4.5)  # longer than the join timeout
     assert not future.done()
     assert one.num_nodes_waiting() == 0
     kill(one)
@@ -177,7 +178,7 @@ def test_a_full_round_s_extra_node_stands_by_and_is_not_counted(job):
     assert sorted([two_again.result(BOUND).rank, future.result(BOUND).rank]) == [0, 1]
 
 
-def test_a_node_that_stands_by_for_longer_than_it_may_take_to_join_is_never_late(job):
+def test_a_node_may_stand_by_for_longer_than_the_join_timeout(job):
     the_job = job(2, 2)
     join_all(the_job.nodes(2))
     spare = the_job.node("node-2", join=1)
@@ -186,13 +187,13 @@ def test_a_node_that_stands_by_for_longer_than_it_may_take_to_join_is_never_late
     time.sleep(1.5)
     reads = count_reads(spare)
     time.sleep(2)
-    assert len(reads) < 25  # it rests between its heartbeats
+    assert len(reads) < 25  # it does not read continuously
     expel(the_job, spare)
     eventually(lambda: future.done() or the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by again")
     assert not future.done()
 
 
-def test_a_node_that_stands_by_goes_home_when_the_rendezvous_closes(job):
+def test_a_node_that_stands_by_ends_without_a_failure_when_the_rendezvous_closes(job):
     the_job = job(2, 2)
     one, two = the_job.nodes(2)
     join_all([one, two])
@@ -218,7 +219,7 @@ def test_closed_is_final(job):
     one.set_closed()
     with pytest.raises(RendezvousClosedError, match="is closed"):
         waiting.result(BOUND)
-    eventually(two.is_closed, "the other hears of it")
+    eventually(two.is_closed, "the other node sees it")
     with pytest.raises(RendezvousClosedError):
         two.next_rendezvous()
     with pytest.raises(RendezvousClosedError):
@@ -232,14 +233,14 @@ def test_shutdown_closes(job):
     assert handler.is_closed()
 
 
-def test_shutdown_of_a_rendezvous_that_never_was(job):
+def test_shutdown_before_the_first_round(job):
     assert job(1, 1).node("node-0").shutdown() is True
 
 
-# Time-outs.
+# Timeouts.
 
 
-def test_a_time_out_says_who_came_and_how_many_were_needed(job, run_id):
+def test_a_timeout_names_the_nodes_that_joined_and_how_many_are_needed(job, run_id):
     one, two = job(3, 3).nodes(2, join=1.5)
     futures = [join(one), join(two)]
     messages = []
@@ -253,25 +254,25 @@ def test_a_time_out_says_who_came_and_how_many_were_needed(job, run_id):
     assert any(str(one.node) in message and str(two.node) in message for message in messages)
 
 
-def test_a_time_out_names_who_has_not_come_back(job):
+def test_a_timeout_names_the_nodes_that_did_not_return(job):
     the_job = job(3, 3)
     handlers = the_job.nodes(3, join=4)
     join_all(handlers)
     kill(handlers[1])
     futures = [join(handlers[0]), join(handlers[2])]
     for future in futures:
-        with pytest.raises(RendezvousTimeoutError, match=f"missing since the round before: .*{handlers[1].node}"):
+        with pytest.raises(RendezvousTimeoutError, match=f"missing since the previous round: .*{handlers[1].node}"):
             future.result(BOUND)
 
 
-def test_who_gives_up_takes_itself_out(job):
+def test_a_node_that_gives_up_removes_itself(job):
     the_job = job(2, 2)
     with pytest.raises(RendezvousTimeoutError):
         the_job.node("node-0", join=0.5).next_rendezvous()
     assert len(the_job.state()) == 0
 
 
-def test_a_time_out_while_a_round_runs_names_its_members(job):
+def test_a_timeout_while_a_round_runs_names_its_members(job):
     the_job = job(1, 2)
     (one,) = the_job.nodes(1, last_call=0.1)
     join(one).result(BOUND)
@@ -279,7 +280,7 @@ def test_a_time_out_while_a_round_runs_names_its_members(job):
         the_job.node("node-1", join=1).next_rendezvous()
 
 
-def test_rank_0_that_does_not_say_where_to_meet_holds_nobody_for_longer_than_the_time_to_join(job):
+def test_rank_0_that_does_not_publish_its_address_delays_no_node_beyond_the_join_timeout(job):
     the_job = job(2, 2)
     release = threading.Event()
 
@@ -290,14 +291,14 @@ def test_rank_0_that_does_not_say_where_to_meet_holds_nobody_for_longer_than_the
     first = join(the_job.node("node-0", interval=10, serve=hang))
     start = time.monotonic()
     second = join(the_job.node("node-1", interval=10, join=2))
-    with pytest.raises(RendezvousTimeoutError, match=r"node-0_.*, is alive but has not said where the workers meet"):
+    with pytest.raises(RendezvousTimeoutError, match=r"node-0_.*, is alive but did not publish its address"):
         second.result(BOUND)
-    assert time.monotonic() - start < 20  # not the 30 s after which a node counts as dead
+    assert time.monotonic() - start < 20  # not the 30 s after which a node is taken for dead
     release.set()
     assert first.result(BOUND).rank == 0
 
 
-def test_rank_0_that_dies_before_it_says_where_to_meet_does_not_hold_the_others(job):
+def test_rank_0_that_dies_before_it_publishes_its_address_does_not_block_the_others(job):
     the_job = job(2, 3)
 
     def die(addr: str) -> int:
@@ -314,14 +315,14 @@ def test_rank_0_that_dies_before_it_says_where_to_meet_does_not_hold_the_others(
     assert infos[0].bootstrap_store_info.master_addr == "node-1"
 
 
-# What is in the way.
+# Errors.
 
 
 @pytest.mark.parametrize(
     ("value", "reason"),
     [(b"\x80\x04\x95abc", "pickle"), (b"hello", "not written by etcd-rendezvous"), (b"RZ\x01", "truncated")],
 )
-def test_a_foreign_or_damaged_blob_is_said_to_be_one(job, run_id, value, reason):
+def test_a_foreign_or_damaged_state_is_an_error_that_says_so(job, run_id, value, reason):
     the_job = job(1, 1)
     backend, _ = create_backend(the_job.params)
     backend.set_state(value)
@@ -339,10 +340,10 @@ def test_an_etcd_that_is_down_at_the_start(run_id):
         get_rendezvous_handler(RendezvousParameters("etcd-v2", "localhost:1", run_id, 1, 1))
 
 
-# Making a handler.
+# Creating a handler.
 
 
-def test_the_registry_makes_a_handler_from_a_configuration(etcd, run_id):
+def test_the_registry_creates_a_handler_from_a_configuration(etcd, run_id):
     handler = get_rendezvous_handler(
         RendezvousParameters(
             "etcd-v2",
@@ -383,7 +384,7 @@ def test_the_registry_makes_a_handler_from_a_configuration(etcd, run_id):
         ({"keep_alive_max_attempt": "1.5"}, "'keep_alive_max_attempt' must be an integer, not '1.5'"),
     ],
 )
-def test_a_wrong_configuration_is_named(etcd, run_id, options, reason):
+def test_a_wrong_configuration_is_an_error_that_names_it(etcd, run_id, options, reason):
     with pytest.raises(ValueError, match=reason):
         get_rendezvous_handler(RendezvousParameters("etcd-v2", etcd.get_endpoint(), run_id, 1, 1, **options))
 

@@ -1,11 +1,10 @@
-"""The legacy rendezvous on a real etcd: its rounds, its keys, and how it behaves when etcd or a node goes away."""
+"""The legacy rendezvous on a real etcd: its rounds, keys, timeouts and errors."""
 
 from __future__ import annotations
 
 import json
 import logging
 import threading
-import time
 
 import pytest
 
@@ -73,40 +72,40 @@ def test_the_last_call_takes_others_in_and_ends_with_the_maximum(job):
     assert [future.result(BOUND).rank for future in futures] == [0, 1, 2, 3]
 
 
-def test_a_newcomer_is_seen_and_taken_in(job):
+def test_a_new_node_is_counted_as_waiting_and_joins_the_next_round(job):
     one, two = job.nodes(2, 2, 2)
     infos = join_all([one, two])
-    (newcomer,) = job.nodes(1, 2, 2)
-    future = join(newcomer)
+    (new_node,) = job.nodes(1, 2, 2)
+    future = join(new_node)
     for handler in (one, two):
-        eventually(lambda handler=handler: handler.num_nodes_waiting() == 1, "the newcomer is seen")
+        eventually(lambda handler=handler: handler.num_nodes_waiting() == 1, "the new node is counted")
     job.leave(two, infos[1].rank)
     assert sorted([join(one).result(BOUND).rank, future.result(BOUND).rank]) == [0, 1]
     assert job.state()["version"] == "2"
 
 
-def test_a_node_whose_round_was_ended_is_told_that_others_wait(job):
+def test_a_node_whose_round_was_ended_counts_the_nodes_of_the_next_round(job):
     one, two = job.nodes(2, 2, 3, last_call_timeout=0)
     infos = join_all([one, two])
     job.leave(two, infos[1].rank)
-    second = join(two)  # it ends the round at once, and nobody had the time to see that it waits
+    second = join(two)  # it ends the round before the other node can see that it waits
     eventually(lambda: len(job.state().get("participants", ())) == 1, "the next round forms")
-    assert eventually(one.num_nodes_waiting, "the one who is left hears of it") == 1
+    assert eventually(one.num_nodes_waiting, "the remaining node sees it") == 1
     assert sorted([join(one).result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
     assert job.state()["version"] == "2"
 
 
-def test_rounds_go_on_where_etcd_has_deleted_the_job_s_directory(job):
+def test_the_next_round_forms_after_etcd_has_deleted_the_directory(job):
     handlers = job.nodes(2, 2, 2)
     join_all(handlers)
     job.client.delete(job.folder, recursive=True)
     join_all(handlers)
-    # Keys that a node still writes for round 1 are not found by another round 1.
+    # A second round 1 would find keys that a node still writes for the first one.
     assert job.state()["version"] == "2"
     assert job.client.read(job.folder).ttl > 0
 
 
-def test_rank_0_that_leaves_before_it_says_where_to_meet_does_not_hold_up_the_others(job):
+def test_rank_0_that_leaves_before_it_publishes_its_address_does_not_block_the_others(job):
     one, two = job.nodes(2, 2, 2)
     future = []
     barrier = threading.Thread(target=lambda: future.append(one._rdzv_impl.rendezvous_barrier()))
@@ -125,7 +124,7 @@ def test_rank_0_that_leaves_before_it_says_where_to_meet_does_not_hold_up_the_ot
 # Closing.
 
 
-def test_closing_ends_those_who_wait_and_those_who_come(job):
+def test_closing_ends_nodes_that_join_and_nodes_that_come_later(job):
     one, two = job.nodes(2, 2, 2)
     future = join(one)
     job.joined(1)
@@ -136,56 +135,61 @@ def test_closing_ends_those_who_wait_and_those_who_come(job):
     with pytest.raises(RendezvousClosedError):
         two.next_rendezvous()
     assert two.is_closed()
-    eventually(one.is_closed, "the other hears of it")
+    eventually(one.is_closed, "the other node sees it")
 
 
-def test_closing_ends_those_who_stand_by(job):
-    one, newcomer = job.nodes(2, 1, 1)
+def test_closing_ends_nodes_that_stand_by(job):
+    one, new_node = job.nodes(2, 1, 1)
     one.next_rendezvous()
-    future = join(newcomer)
-    eventually(lambda: one.num_nodes_waiting() == 1, "the newcomer waits")
+    future = join(new_node)
+    eventually(lambda: one.num_nodes_waiting() == 1, "the new_node waits")
     assert one.shutdown()
     with pytest.raises(RendezvousClosedError):
         future.result(BOUND)
 
 
-def test_what_has_not_begun_can_be_closed(job):
+def test_a_rendezvous_without_a_round_can_be_closed(job):
     one, two = job.nodes(2, 1, 1)
     assert one.shutdown()
     with pytest.raises(RendezvousClosedError):
         two.next_rendezvous()
 
 
-# Time-outs and errors.
+# Timeouts and errors.
 
 
-def test_a_time_out_says_how_many_came(job):
+def test_a_timeout_names_how_many_nodes_joined(job):
     handler = job.node(2, 3, timeout=3)
     with pytest.raises(
         RendezvousTimeoutError,
-        match=f"'{job.run_id}' timed out after 3 s: 1 of at least 2 nodes joined round 1, which is joinable",
+        match=rf"'{job.run_id}' timed out after 3 s: 1 of at least 2 nodes joined round 1\.$",
     ):
         handler.next_rendezvous()
 
 
-def test_a_time_out_of_one_who_stands_by(job):
-    one, newcomer = job.node(1, 1), job.node(1, 1, timeout=3)
+def test_the_timeout_of_a_node_that_stands_by(job):
+    one, new_node = job.node(1, 1), job.node(1, 1, timeout=3)
     one.next_rendezvous()
-    with pytest.raises(RendezvousTimeoutError, match="round 1 is final with 1 nodes, and 1 wait for the next"):
-        newcomer.next_rendezvous()
+    with pytest.raises(
+        RendezvousTimeoutError,
+        match="round 1 is complete with a world size of 1; nodes that wait for the next round: 1",
+    ):
+        new_node.next_rendezvous()
 
 
 @pytest.mark.parametrize("text", ["gASVAAAA", '{"status": "melting"}'])
-def test_what_is_not_of_this_protocol_is_told(job, text):
+def test_a_state_of_another_protocol_is_an_error_that_names_the_key(job, text):
     (handler,) = job.nodes(1, 1, 1)
     job.client.write(f"{job.folder}/rdzv/active_version", text)
     for use in (handler.next_rendezvous, handler.is_closed, handler.num_nodes_waiting, handler.set_closed):
-        with pytest.raises(RendezvousStateError, match=r"/rdzv/active_version' is not of this protocol: the state"):
+        with pytest.raises(
+            RendezvousStateError, match=r"/rdzv/active_version' does not belong to this protocol: the state"
+        ):
             use()
     assert not handler.shutdown()
 
 
-def test_a_prefix_that_is_a_key_is_told(job):
+def test_a_prefix_that_is_a_key_is_an_error(job):
     job.client.write(f"/{job.run_id}", "value")
     with pytest.raises(RendezvousStateError, match="choose another run id or prefix"):
         job.node(1, 1, etcd_prefix=job.run_id)
@@ -202,25 +206,25 @@ def test_a_prefix_that_is_a_key_is_told(job):
         ({"protocol": "ftp"}, "'protocol' must be one of http, https"),
     ],
 )
-def test_a_wrong_configuration_is_told(job, config, error):
+def test_a_wrong_configuration_is_an_error(job, config, error):
     with pytest.raises(ValueError, match=error):
         job.node(1, 1, **config)
 
 
 @pytest.mark.parametrize("run_id", ["", "a/../b"])
-def test_a_run_id_that_is_no_key_is_told(etcd, run_id):
+def test_a_run_id_that_cannot_be_a_key_is_an_error(etcd, run_id):
     with pytest.raises(ValueError, match=r"run id must not be empty|must not have empty parts"):
         create_rdzv_handler(RendezvousParameters("etcd", etcd.get_endpoint(), run_id, 1, 1))
 
 
-def test_an_unknown_key_is_warned_about(job, caplog):
+def test_an_unknown_configuration_key_logs_a_warning(job, caplog):
     job.node(1, 1, last_cal_timeout=1, timeout=1, etcd_prefix="/torchelastic/p2p")
     warnings = [record.getMessage() for record in caplog.records if "configuration option" in record.getMessage()]
     assert len(warnings) == 1
     assert "did you mean 'last_call_timeout'?" in warnings[0]
 
 
-# Keys and values: those of torch.
+# Keys and values, which are torch's.
 
 
 def test_the_keys_of_a_round(job):
@@ -236,7 +240,7 @@ def test_the_keys_of_a_round(job):
     assert 7000 < job.client.read(job.folder).ttl <= 7200
 
 
-def test_the_state_runs_out_from_the_minimum_on(job):
+def test_the_state_expires_from_the_minimum_on(job):
     handlers = job.nodes(2, 2, 3, last_call_timeout=int(2 * BOUND))
     join(handlers[0])
     job.joined(1)
@@ -256,12 +260,12 @@ def test_prefixes(job, prefix):
     home = {"": "/torchelastic/p2p/", "/": "/", "legacy": "/legacy/", "/legacy/": "/legacy/", "/a b/c": "/a b/c/"}
     assert info.store.prefix == f"{home[prefix]}run_{job.run_id}/rdzv/v_1/kv/"
     (other,) = job.nodes(1, 1, 1, etcd_prefix=prefix, timeout=3)
-    # The keep-alive of the first is found: the second does not take it for dead.
-    with pytest.raises(RendezvousTimeoutError, match="round 1 is final"):
+    # The second node finds the keep-alive of the first, and does not take it for dead.
+    with pytest.raises(RendezvousTimeoutError, match="round 1 is complete"):
         other.next_rendezvous()
 
 
-def test_run_ids_keep_apart(etcd, run_id):
+def test_run_ids_are_separate(etcd, run_id):
     jobs = [LegacyJob(etcd, f"{run_id} a/b{suffix}") for suffix in ("", "c", "?d")]
     for each in jobs:
         assert len(join_all(each.nodes(2, 2, 2))) == 2
@@ -279,10 +283,8 @@ def test_extra_data(job):
     assert loaded == [{"a": [1]}]
     assert two.load_extra_data("1", "other", timeout=0) == 1
     assert json.loads(job.read("v_1/extra_data").value) == {"other": 1, "key": {"a": [1]}}
-    start = time.monotonic()
-    with pytest.raises(RendezvousTimeoutError, match=r"no node of round 1 told 'never' within 0\.5 s"):
+    with pytest.raises(RendezvousTimeoutError, match=r"no node of round 1 published 'never' within 0\.5 s"):
         two.load_extra_data("1", "never", timeout=0.5)
-    assert time.monotonic() - start < 10
 
 
 def test_extra_data_of_many_writers_is_not_lost(job):

@@ -1,4 +1,4 @@
-"""How the legacy rendezvous behaves when etcd goes away, loses answers, or changes its leader."""
+"""The legacy rendezvous while etcd cannot be reached, loses responses, or changes its leader."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def job(etcd, run_id):
 # Leases.
 
 
-def test_a_keep_alive_that_ran_out_is_written_anew(job, caplog):
+def test_an_expired_keep_alive_is_written_again(job, caplog):
     (handler,) = job.nodes(1, 1, 1)
     handler.next_rendezvous()
     job.client.delete(f"{job.folder}/rdzv/v_1/rank_0")
     eventually(lambda: job.read("v_1/rank_0"), "the keep-alive is there again")
-    assert "ran out and is written anew" in caplog.text
+    assert "expired and is written again" in caplog.text
     assert job.read("v_1/rank_0").ttl > 0
 
 
-def test_a_keep_alive_that_nobody_goes_by_is_not_written_anew(job, caplog):
+def test_an_expired_keep_alive_that_no_round_needs_is_not_written_again(job, caplog):
     (handler,) = job.nodes(1, 1, 1)
     handler.next_rendezvous()
     job.client.delete(f"{job.folder}/rdzv/active_version")
@@ -44,14 +44,14 @@ def test_a_keep_alive_that_nobody_goes_by_is_not_written_anew(job, caplog):
     assert job.read("v_1/rank_0") is None
 
 
-def test_a_keep_alive_outlives_an_outage(job, monkeypatch, caplog):
+def test_a_keep_alive_is_written_again_after_an_outage(job, monkeypatch, caplog):
     monkeypatch.setattr(EtcdClient, "_members", lambda self: [])
     with Proxy(job.etcd.get_port()) as proxy:
         handler = job.node(1, 1, endpoint=proxy.endpoint)
         handler.next_rendezvous()
         proxy.cut()
-        eventually(lambda: job.read("v_1/rank_0") is None, "the keep-alive has run out")
-        assert [handler.is_closed(), handler.num_nodes_waiting()] == [False, 0]  # as last known
+        eventually(lambda: job.read("v_1/rank_0") is None, "the keep-alive has expired")
+        assert [handler.is_closed(), handler.num_nodes_waiting()] == [False, 0]  # the last known answer
         proxy.restore()
         eventually(lambda: job.read("v_1/rank_0"), "the keep-alive is there again")
     assert "cannot keep the etcd key" in caplog.text
@@ -61,7 +61,7 @@ def renewals() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("rendezvous-lease-")}
 
 
-def test_a_handler_that_is_dropped_stops_its_threads(job):
+def test_a_deleted_handler_stops_its_threads(job):
     (handler,) = job.nodes(1, 1, 1)
     handler.next_rendezvous()
     name = f"rendezvous-lease-{job.folder}/rdzv/v_1/rank_0"
@@ -74,7 +74,7 @@ def test_a_handler_that_is_dropped_stops_its_threads(job):
     eventually(lambda: name not in renewals(), "the thread has ended")
 
 
-def test_a_directory_is_renewed_or_it_is_said_that_etcd_cannot(job, caplog):
+def test_a_directory_is_renewed_or_a_warning_says_that_etcd_cannot(job, caplog):
     probe = f"/probe-{job.run_id}"
     job.client.write(probe, None, ttl=100, dir=True)
     try:
@@ -95,13 +95,13 @@ def test_a_directory_is_renewed_or_it_is_said_that_etcd_cannot(job, caplog):
 
 @pytest.fixture
 def proxy(etcd, monkeypatch):
-    # etcd advertises its own endpoint, past the proxy.
+    # etcd advertises its own endpoint, which bypasses the proxy.
     monkeypatch.setattr(EtcdClient, "_members", lambda self: [])
     with Proxy(etcd.get_port()) as a_proxy:
         yield a_proxy
 
 
-def test_etcd_goes_away_while_a_node_waits_and_comes_back(job, proxy):
+def test_an_outage_while_a_node_waits(job, proxy):
     one, two = job.node(2, 2, endpoint=proxy.endpoint), job.node(2, 2)
     first = join(one)
     job.joined(1)
@@ -112,7 +112,7 @@ def test_etcd_goes_away_while_a_node_waits_and_comes_back(job, proxy):
     assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
 
 
-def test_etcd_goes_away_while_a_node_asks_where_to_meet_and_comes_back(job, proxy, caplog):
+def test_an_outage_while_a_node_waits_for_the_address_of_rank_0(job, proxy, caplog):
     one, two = job.node(2, 2), job.node(2, 2, endpoint=proxy.endpoint)
     rounds = []
     barrier = threading.Thread(target=lambda: rounds.append(one._rdzv_impl.rendezvous_barrier()))
@@ -122,20 +122,20 @@ def test_etcd_goes_away_while_a_node_asks_where_to_meet_and_comes_back(job, prox
     barrier.join(BOUND)
     eventually(lambda: job.read("v_1/kv"), "the store is there")
     proxy.cut()
-    eventually(lambda: "still asking where to meet in round 1" in caplog.text, "the warning")
+    eventually(lambda: "still waiting for the address of rank 0 of round 1" in caplog.text, "the warning")
     proxy.restore()
     first = RendezvousStoreInfo.build(0, one._rdzv_impl.setup_kv_store("1"), "node-0")
     assert second.result(BOUND).bootstrap_store_info == first
 
 
-def test_etcd_goes_away_and_does_not_come_back(job, proxy):
+def test_an_outage_that_does_not_end(job, proxy):
     handler = job.node(2, 2, endpoint=proxy.endpoint, timeout=4)
     future = join(handler)
     job.joined(1)
     proxy.cut()
     with pytest.raises(RendezvousConnectionError, match=f"the rendezvous '{job.run_id}' cannot read"):
         future.result(BOUND)
-    assert not handler.is_closed()  # as last known
+    assert not handler.is_closed()  # the last known answer
 
 
 def test_the_next_endpoint_takes_over(job, proxy):
@@ -147,11 +147,11 @@ def test_the_next_endpoint_takes_over(job, proxy):
     assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
 
 
-class LosesAnswer:
-    """A client one of whose writes of a key is applied and seems to have failed: the one after ``spared`` others."""
+class LosesResponse:
+    """A client whose write of a key is applied, but whose response is lost: the write after ``skipped`` others."""
 
-    def __init__(self, client: EtcdClient, key: str, spared: int = 0) -> None:
-        self._client, self._key, self._spared = client, key, spared
+    def __init__(self, client: EtcdClient, key: str, skipped: int = 0) -> None:
+        self._client, self._key, self._skipped = client, key, skipped
         self.lost = False
 
     def __getattr__(self, name):
@@ -159,10 +159,10 @@ class LosesAnswer:
 
     def _lose(self, key: str) -> None:
         if key.endswith(self._key) and not self.lost:
-            self._spared -= 1
-            self.lost = self._spared < 0
+            self._skipped -= 1
+            self.lost = self._skipped < 0
             if self.lost:
-                raise etcd_module().EtcdConnectionFailed("the answer is lost")
+                raise etcd_module().EtcdConnectionFailed("the response is lost")
 
     def write(self, key, value, ttl=None, **conditions):
         answer = self._client.write(key, value, ttl, **conditions)
@@ -176,7 +176,7 @@ class LosesAnswer:
 
 
 @pytest.mark.parametrize(
-    ("least", "spared"),
+    ("least", "skipped"),
     [
         pytest.param(2, 0, id="setting up"),
         pytest.param(2, 1, id="making joinable"),
@@ -185,9 +185,9 @@ class LosesAnswer:
         pytest.param(1, 3, id="freezing"),
     ],
 )
-def test_a_lost_answer_never_makes_two_nodes_of_one(job, least, spared):
+def test_a_lost_response_never_adds_a_node_twice(job, least, skipped):
     one, two = job.nodes(2, least, 2, last_call_timeout=2)
-    lossy = one._rdzv_impl.client = LosesAnswer(one._rdzv_impl.client, "/active_version", spared)
+    lossy = one._rdzv_impl.directory.client = LosesResponse(one._rdzv_impl.client, "/active_version", skipped)
     first = join(one)
     eventually(lambda: lossy.lost or job.state().get("participants"), "the node has joined")
     if least == 1:
@@ -199,30 +199,30 @@ def test_a_lost_answer_never_makes_two_nodes_of_one(job, least, spared):
     assert lossy.lost
 
 
-def test_a_lost_answer_to_announcing_and_to_ending(job):
+def test_a_lost_response_while_announcing_and_while_ending_the_round(job):
     one, two = job.nodes(2, 2, 2)
     infos = join_all([one, two])
     run = two._rdzv_impl
-    run.client = LosesAnswer(run.client, "/active_version", 0)
+    run.directory.client = LosesResponse(run.client, "/active_version", 0)
     run.announce_self_waiting("1")
     assert run.client.lost
     assert job.state()["num_workers_waiting"] in (1, 2)
     job.leave(two, infos[1].rank)
-    run.client = LosesAnswer(run.client, "/active_version", 1)
+    run.directory.client = LosesResponse(run.client, "/active_version", 1)
     futures = [join(two), join(one)]
     assert sorted(future.result(BOUND).rank for future in futures) == [0, 1]
     assert run.client.lost
     assert job.state()["version"] != "1"
 
 
-def test_lost_answers_to_what_shows_in_the_state(job):
+def test_a_lost_response_to_a_write_that_the_value_identifies(job):
     handlers = job.nodes(2, 2, 2)
     join_all(handlers)
     run = handlers[0]._rdzv_impl
-    run.client = LosesAnswer(run.client, "extra_data")
+    run.directory.client = LosesResponse(run.client, "extra_data")
     run.store_extra_data("1", "key", "value")
     assert run.load_extra_data("1", "key", timeout=1) == "value"
-    run.client = LosesAnswer(run.client, "/active_version")
+    run.directory.client = LosesResponse(run.client, "/active_version")
     run.set_closed()
     assert job.state()["status"] == "closed"
 
@@ -239,19 +239,22 @@ def test_leaders_die_while_nodes_wait(run_id):
         one, two = node(), node()
         for version in ("1", "2"):
             first = join(one)
-            eventually(lambda: (one._rdzv_impl.peek(0) or {}).get("status") in ("joinable", "final"), "one waits")
+            eventually(
+                lambda: (one._rdzv_impl.directory.peek(0) or {}).get("status") in ("joinable", "final"),
+                "the first node waits",
+            )
             cluster.kill(cluster.leader)
             second = join(two)
             assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
             assert int(one._version) >= int(version)
             cluster.mend()
         two.set_closed()
-        eventually(one.is_closed, "the other hears of it")
+        eventually(one.is_closed, "the other node sees it")
         for handler in (one, two):
             handler._rdzv_impl.stop_keep_alive()
 
 
-def test_tls_with_a_certificate_of_the_client_s(run_id, tmp_path):
+def test_tls_with_a_client_certificate(run_id, tmp_path):
     tls = Certificates(tmp_path, mutual=True)
     files = {"protocol": "https", "cacert": tls.ca, "cert": tls.cert, "key": tls.key}
     with Cluster(1, tls, ["--enable-v2"]) as cluster:

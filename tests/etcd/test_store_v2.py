@@ -1,3 +1,5 @@
+"""The store on etcd's v2 API."""
+
 from __future__ import annotations
 
 import threading
@@ -45,13 +47,13 @@ def test_any_text_is_a_key(store, key):
     assert store.delete_key(key)
 
 
-def test_keys_and_values_stand_in_etcd_as_torch_writes_them(etcd, store):
+def test_keys_and_values_are_stored_as_torch_stores_them(etcd, store):
     store.set("torch.rendezvous.job.0/key", "value")
     raw = etcd.get_client().read(store.prefix + "dG9yY2gucmVuZGV6dm91cy5qb2IuMC9rZXk=")
     assert raw.value == "dmFsdWU="
 
 
-def test_the_client_may_be_python_etcd_s_own(etcd, run_id):
+def test_the_client_may_be_a_client_of_python_etcd(etcd, run_id):
     store = EtcdStore(etcd.get_client(), f"/stores/{run_id}/")
     assert store.timeout == timedelta(seconds=300)
     assert store.add("n", 2) == 2
@@ -69,7 +71,7 @@ def test_get_waits_for_a_late_set(store):
     assert store.get("late") == b"value"
 
 
-def test_get_and_wait_time_out_with_a_lookup_error_that_names_the_key(store):
+def test_the_timeout_of_get_and_wait_names_the_key(store):
     with pytest.raises(LookupError, match=r"'never' did not appear in the etcd store within 0\.3 s"):
         store.get("never", SOON)
     store.set("there", "1")
@@ -86,8 +88,8 @@ def test_wait_waits_for_all(store):
     assert store.multi_get(["b", "a"]) == [b"2", b"1"]
 
 
-def test_a_wait_ends_while_other_keys_change_a_lot(store):
-    # More changes than etcd remembers (1,000): a watch that starts too late must notice.
+def test_a_wait_ends_while_other_keys_change_often(store):
+    # More changes than etcd keeps (1,000): a watch that starts too late must notice.
     def noise():
         for i in range(1100):
             store.set(f"noise-{i % 7}", str(i))
@@ -99,7 +101,7 @@ def test_a_wait_ends_while_other_keys_change_a_lot(store):
     thread.join()
 
 
-def test_a_get_touches_its_own_key_only(store):
+def test_a_get_only_reads_its_own_key(store):
     asked = []
 
     class Spy:
@@ -125,16 +127,35 @@ def test_check(store):
     assert store.check([])
 
 
-def test_add_counts_from_nothing_and_takes_any_amount(store):
+def test_add_starts_at_0_and_accepts_any_integer(store):
     assert [store.add("n", amount) for amount in (1, 5, -10, 0)] == [1, 6, -4, -4]
     assert store.get("n") == b"-4"
 
 
-def test_add_to_what_is_no_number(store):
-    store.set("key", "x")
-    with pytest.raises(ValueError, match=r"'key' in the etcd store is not a number: b'x'"):
+@pytest.mark.parametrize(
+    ("value", "quoted"), [(b"x", "b'x'"), (b"\x1b[31m", r"b'\\x1b\[31m'"), (b"x" * 1000, f"b'{'x' * 60}'")], ids=len
+)
+def test_add_to_a_value_that_is_not_a_number(store, value, quoted):
+    store.set("key", value)
+    with pytest.raises(ValueError, match=rf"^the value of 'key' in the etcd store is not a number: {quoted}$"):
         store.add("key", 1)
-    assert store.get("key") == b"x"
+    assert store.get("key") == value
+
+
+@pytest.mark.parametrize(
+    ("amount", "quoted"),
+    [
+        (1.5, r"1\.5 \(float\)"),
+        ("1", r"'1' \(str\)"),
+        (None, r"None \(NoneType\)"),
+        ("x" * 99, rf"'{'x' * 59} \(str\)"),
+    ],
+)
+def test_only_integers_can_be_added(store, amount, quoted):
+    store.set("k", "1")
+    with pytest.raises(TypeError, match=rf"^the amount added to 'k' in the etcd store must be an int, not {quoted}$"):
+        store.add("k", amount)
+    assert store.get("k") == b"1"
 
 
 def test_many_adds_at_once_lose_none(store):
@@ -185,7 +206,7 @@ def proxied(etcd, run_id):
         yield proxy, EtcdStore(client, f"/stores/{run_id}", timedelta(seconds=20))
 
 
-def test_operations_outlive_a_broken_connection(proxied):
+def test_operations_continue_after_a_broken_connection(proxied):
     proxy, store = proxied
     store.set("key", "value")
     for call in (
@@ -203,7 +224,7 @@ def test_operations_outlive_a_broken_connection(proxied):
     assert store.get("text") == b"x"
 
 
-def test_a_wait_outlives_a_broken_connection(proxied, store):
+def test_a_wait_continues_after_a_broken_connection(proxied, store):
     proxy, proxied_store = proxied
     later(proxy.cut)
     restore = threading.Timer(0.5, proxy.restore)
@@ -214,7 +235,7 @@ def test_a_wait_outlives_a_broken_connection(proxied, store):
     setter.join()
 
 
-def test_without_etcd_it_gives_up_when_the_time_is_up(proxied):
+def test_without_etcd_an_operation_fails_at_its_timeout(proxied):
     proxy, store = proxied
     proxy.cut()
     store.set_timeout(SOON)
@@ -226,8 +247,8 @@ def test_without_etcd_it_gives_up_when_the_time_is_up(proxied):
     assert time.monotonic() - start < 10
 
 
-class LostAnswers:
-    """A client whose writes are applied, and then the connection breaks before the answer comes."""
+class LostResponses:
+    """A client whose first write is applied, but whose response is lost."""
 
     def __init__(self, client, before=None):
         self._client, self._before, self.lost = client, before, 0
@@ -250,8 +271,8 @@ class LostAnswers:
         return result
 
 
-def test_a_deletion_whose_outcome_is_lost_was_made(store):
-    losing = EtcdStore(LostAnswers(store.client), store.prefix, timedelta(seconds=20))
+def test_a_deletion_whose_response_is_lost_has_deleted(store):
+    losing = EtcdStore(LostResponses(store.client), store.prefix, timedelta(seconds=20))
     store.set("key", "value")
     assert losing.delete_key("key")
     assert not store.check(["key"])
@@ -259,8 +280,8 @@ def test_a_deletion_whose_outcome_is_lost_was_made(store):
     assert not losing.delete_key("key")
 
 
-def test_a_deletion_of_nothing_is_none_even_where_its_outcome_is_lost(store):
-    class LostRequests(LostAnswers):
+def test_deleting_a_key_that_does_not_exist_is_false_even_if_a_request_is_lost(store):
+    class LostRequests(LostResponses):
         def delete(self, *arguments, **options):
             if self.lost == 0:
                 self.lost += 1
@@ -273,34 +294,36 @@ def test_a_deletion_of_nothing_is_none_even_where_its_outcome_is_lost(store):
     assert losing.delete_key("key")
 
 
-def test_a_deletion_that_fails_over_was_made(etcd, run_id):
+def test_a_deletion_that_fails_over_has_deleted(etcd, run_id):
     with Proxy(etcd.get_port()) as proxy:
         client = EtcdClient([("127.0.0.1", proxy.port), ("localhost", etcd.get_port())], discover=False, read_timeout=2)
         store = EtcdStore(client, f"/stores/{run_id}", timedelta(seconds=20))
         store.set("key", "value")
         send = client._clients[0].delete
 
-        def held_up(key):
-            # etcd gets the request; its answer does not come through.
+        def delete_without_response(key):
+            # etcd receives the request; its response is lost.
             etcd.get_client().delete(key)
             proxy.stall()
             return send(key)
 
-        client._clients[0].delete = held_up
+        client._clients[0].delete = delete_without_response
         assert store.delete_key("key")
         assert client.endpoint == etcd.get_endpoint()
         proxy.resume()
 
 
-def test_an_addition_whose_outcome_is_lost_is_not_made_twice(store):
-    losing = EtcdStore(LostAnswers(store.client), store.prefix, timedelta(seconds=20))
-    with pytest.raises(RendezvousConnectionError, match="it is not made twice"):
+def test_an_addition_whose_response_is_lost_is_not_repeated(store):
+    losing = EtcdStore(LostResponses(store.client), store.prefix, timedelta(seconds=20))
+    with pytest.raises(
+        RendezvousConnectionError, match="it is not known whether the change was applied, and it is not repeated"
+    ):
         losing.add("n", 1)
     assert store.get("n") == b"1"
 
 
-def test_an_addition_that_was_surely_not_made_is_made(store):
-    class LostRequests(LostAnswers):
+def test_an_addition_whose_request_is_lost_is_repeated(store):
+    class LostRequests(LostResponses):
         def write(self, *arguments, **options):
             if self.lost == 0:
                 self.lost += 1

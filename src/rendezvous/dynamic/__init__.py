@@ -1,1 +1,1 @@
-"""The dynamic rendezvous, ``etcd-v2``: all nodes compare-and-swap one state blob."""
+"""The dynamic rendezvous, ``etcd-v2``: all nodes share one state and change it by compare-and-swap."""

@@ -1,4 +1,4 @@
-"""What a backend of the dynamic rendezvous is: one value with a fencing token."""
+"""The interface of a backend of the dynamic rendezvous: it stores one value with a fencing token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST_INDEX = 2**62
 
 
 def index_of(token: Token) -> int | None:
-    """Return the index (v2) or revision (v3) of etcd's that ``token`` stands for, or None where it can be none."""
+    """Return the etcd index (v2) or revision (v3) in ``token``; None if it cannot be one."""
     try:
         index = int(token)
     except (TypeError, ValueError, OverflowError):
@@ -25,7 +25,7 @@ def index_of(token: Token) -> int | None:
 
 
 class RendezvousBackend(ABC):
-    """Holds the state of a rendezvous for all its nodes. What the bytes mean is not its concern."""
+    """Stores the state of a rendezvous for all its nodes, as bytes that it does not interpret."""
 
     @property
     @abstractmethod
@@ -34,31 +34,31 @@ class RendezvousBackend(ABC):
 
     @abstractmethod
     def get_state(self) -> tuple[bytes, Token] | None:
-        """Return the state and its fencing token, or None where there is no state.
+        """Return the state and its fencing token, or None if no state exists.
 
         Raises:
             RendezvousConnectionError: the backend cannot be reached.
-            RendezvousStateError: the backend holds something that cannot be a state.
+            RendezvousStateError: what is stored cannot be a state.
         """
 
     @abstractmethod
     def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
-        """Write ``state`` if ``token`` is the one of the state that is there, or is None and there is none.
+        """Compare-and-set: write ``state`` if the stored token equals ``token`` (None means: no state exists).
 
         Returns:
-            The state that is there then, its token, and whether it is the one written; None where there is none.
+            The state that is then stored, its token, and whether this call wrote it; None if no state exists.
 
         Raises:
             RendezvousConnectionError: the backend cannot be reached; the state may have been written.
-            RendezvousStateError: the backend holds something that cannot be a state.
+            RendezvousStateError: what is stored cannot be a state.
         """
 
     def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
-        """Wait until the state is not the one of ``token`` any more, or ``timeout`` seconds are over.
+        """Wait until the state is newer than ``token``, for at most ``timeout`` seconds.
 
         Returns:
-            A state since then, not necessarily the newest, and its token; None where the caller must ask. This
-            implementation, for backends that cannot watch, waits a second at most.
+            A newer state, not necessarily the newest, and its token; None if the caller must read the state. This
+            implementation, for backends that cannot watch, waits for at most a second and returns None.
 
         Raises:
             RendezvousConnectionError: the backend cannot be reached.

@@ -1,4 +1,4 @@
-"""The state blob on etcd's v2 API, and how a configuration reaches it."""
+"""A backend that stores the state on etcd's v2 API, and how it is created from a configuration."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from rendezvous.etcd.v2.store import EtcdStore
 __all__ = ["EtcdRendezvousBackend", "create_backend"]
 
 _DEFAULT_TTL = 7200
+_QUOTED = 60
 _KEY_PREFIX = "/torch/elastic/rendezvous"
 _STORE_PREFIX = "/torch/elastic/store"
 
 
 class EtcdRendezvousBackend(RendezvousBackend):
-    """Keeps the state under one key of etcd's v2 API, in base64, as torch's backend of the same name does.
+    """Stores the state under one key of etcd's v2 API, in base64, as torch's backend of the same name does.
 
-    The fencing token is the key's modified index. The backend knows nothing of what the state means: it also
-    works beneath torch's own ``DynamicRendezvousHandler``.
+    The fencing token is the key's modified index. The backend does not interpret the state, so that torch's own
+    ``DynamicRendezvousHandler`` can use it too.
 
     Args:
         client: an :class:`~rendezvous.etcd.v2.client.EtcdClient`, or an ``etcd.Client`` of python-etcd.
-        run_id: the name of the job.
+        run_id: the run id.
         key_prefix: the directory of the key.
-        ttl: after how many seconds without a write etcd deletes the state; two hours unless given.
+        ttl: after how many seconds without a write etcd deletes the state; two hours by default.
 
     Raises:
         ImportError: python-etcd is not installed.
-        ValueError: the run id is empty, or holds a part that etcd would resolve to another key (``..``).
+        ValueError: the run id is empty, or has a part that etcd would resolve to another key (``..``).
     """
 
     def __init__(self, client: Any, run_id: str, key_prefix: str | None = None, ttl: int | None = None) -> None:
@@ -45,7 +46,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._path = key_path(self._key)
         self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
         self._seen: tuple[Token, int] = (None, 0)
-        self._index = 0  # etcd's index, as far as this backend has seen it
+        self._index = 0  # the newest index of etcd that this backend has received
 
     @property
     def name(self) -> str:
@@ -54,11 +55,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     def get_state(self) -> tuple[bytes, Token] | None:
         """See :meth:`RendezvousBackend.get_state`."""
-        known = self._index  # before the question: of two threads' answers the older may come last
+        known = self._index  # taken before the request: with two threads, the older response may arrive last
         result, index = self._read()
         if index < known:
-            # A member that lags behind the others answered, or etcd has lost its data: let a quorum say. To ask it
-            # each time is safe too, but costs the whole cluster a write.
+            # The member that answered is behind the others, or etcd has lost its data: use a quorum read. Not for
+            # every read, because it costs the cluster a raft proposal.
             result, index = self._read(quorum=True)
             self._index = index
         self._index = max(self._index, index)
@@ -72,13 +73,13 @@ class EtcdRendezvousBackend(RendezvousBackend):
         condition: dict[str, Any] = {"prevExist": False}
         if token:
             if (index := index_of(token)) is None:
-                return self._get_unset()
+                return self._not_written()
             condition = {"prevIndex": index}
         value = b64encode(state).decode()
         try:
             result = self._request("write", lambda: self._client.write(self._path, value, self._ttl, **condition))
         except (self._etcd.EtcdAlreadyExist, self._etcd.EtcdCompareFailed, self._etcd.EtcdKeyNotFound):
-            return self._get_unset()
+            return self._not_written()
         self._index = max(self._index, result.modifiedIndex)
         return state, result.modifiedIndex, True
 
@@ -87,8 +88,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
         known = index_of(token)
         if known is None or timeout <= 0:
             return None
-        # etcd remembers its last 1,000 changes, of all keys. The key's own index may be older than that; etcd's index
-        # at the moment when the key was last read is not.
+        # etcd keeps the last 1,000 changes of all keys. The index of this key may be older than these; etcd's index at
+        # the last read of the key is newer.
         seen, index = self._seen
         since = index if seen == known else known
         try:
@@ -98,14 +99,14 @@ class EtcdRendezvousBackend(RendezvousBackend):
         return self._decode(result) if result.value is not None else None
 
     def _read(self, **options: Any) -> tuple[Any, int]:
-        """Return etcd's answer for the key (None where there is none) and etcd's index at that moment."""
+        """Return etcd's response for the key (None if it does not exist), and etcd's index at that moment."""
         try:
             result = self._request("read", lambda: self._client.read(self._path, **options))
         except self._etcd.EtcdKeyNotFound as exc:
             return None, int((exc.payload or {}).get("index", 0))
         return result, max(result.etcd_index, result.modifiedIndex)
 
-    def _get_unset(self) -> tuple[bytes, Token, bool] | None:
+    def _not_written(self) -> tuple[bytes, Token, bool] | None:
         current = self.get_state()
         return None if current is None else (*current, False)
 
@@ -114,30 +115,31 @@ class EtcdRendezvousBackend(RendezvousBackend):
             return translate_errors(f"cannot {verb} the rendezvous state '{self._key}' in etcd", call)
         except (self._etcd.EtcdNotFile, self._etcd.EtcdNotDir) as exc:
             raise RendezvousStateError(
-                f"the etcd key '{self._key}' is a directory or lies below another key: some job's run id begins "
-                f"with this one's and a slash, or the other way round; choose another run id ({exc})"
-            ) from exc
+                f"the etcd key '{self._key}' is a directory or is below another key: the run id of another job starts "
+                f"with this one and a slash, or the other way round; choose another run id ({exc})"
+            ) from None
 
     def _decode(self, result: Any) -> tuple[bytes, Token]:
         if result.dir or result.value is None:
             raise RendezvousStateError(
-                f"the etcd key '{self._key}' is a directory: another job's run id begins with this one's and a "
+                f"the etcd key '{self._key}' is a directory: the run id of another job starts with this one and a "
                 f"slash; choose another run id"
             )
         try:
             return b64decode(result.value, validate=True), result.modifiedIndex
         except (binascii.Error, ValueError):
             raise RendezvousStateError(
-                f"the etcd key '{self._key}' does not hold base64: something else wrote it"
+                f"the etcd key '{self._key}' does not hold base64, but {result.value[:_QUOTED]!r}: something else "
+                f"wrote it; choose another run id"
             ) from None
 
 
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
-    """Connect to etcd and return the backend and the store of a job.
+    """Connect to etcd and return the backend and the store of a run.
 
     Configuration: ``read_timeout`` (seconds, 60), ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``,
     ``ca_cert`` (paths), ``username``, and ``password_file`` or the environment variable
-    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but on a command line everybody on the host can read it.
+    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but all users of the host can read a command line.
 
     Raises:
         ImportError: python-etcd is not installed.

@@ -1,7 +1,8 @@
-"""The state blob on etcd's v3 API: for the dynamic rendezvous, torch's or our own, on an etcd without the v2 API.
+"""A backend that stores the state on etcd's v3 API: for the dynamic rendezvous on an etcd without the v2 API.
 
-The key ``<prefix>/<run id>/state`` holds sixteen bytes that are new with every write, and the state. A write whose
-answer is lost is sent again; where it has lost the race against itself, those bytes tell.
+The key ``<prefix>/<run id>/state`` holds a nonce of sixteen bytes, which is new for every write, and the state. A write
+whose response is lost is repeated. If the first attempt was applied, the comparison of the second fails, and the
+stored nonce identifies the write as this node's own.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ _NONCE = 16
 
 
 class EtcdRendezvousBackend(RendezvousBackend):
-    """Keeps the state under one key of etcd's v3 API.
+    """Stores the state under one key of etcd's v3 API.
 
-    The fencing token is the key's revision. The backend knows nothing of what the state means: it also works beneath
-    torch's own ``DynamicRendezvousHandler``.
+    The fencing token is the key's revision. The backend does not interpret the state, so that torch's own
+    ``DynamicRendezvousHandler`` can use it too.
 
     Args:
         client: the etcd cluster, on the background loop.
         keys: the keys of the run.
-        ttl: after how many seconds without a write etcd deletes the state, or somewhat less; two hours unless given.
-        timeout: seconds for which a request that etcd does not answer is tried again. Whoever takes silent nodes for
-            dead should hear of an outage that is longer than their silence may be: 5 s unless given.
+        ttl: after how many seconds without a write etcd deletes the state, or up to a tenth less; two hours by default.
+        timeout: seconds for which a request is repeated while etcd does not answer; 5 s by default. It should be
+            shorter than the expiry of heartbeats: a handler must see an outage before it takes other nodes for dead.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         return background.run(self._set(state, token))
 
     def watch(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
-        """See :meth:`RendezvousBackend.watch`. Returns the oldest change since ``token``, where etcd has it still."""
+        """See :meth:`RendezvousBackend.watch`. Returns the oldest newer state that etcd still has."""
         return background.run(self._watch(token, timeout))
 
     def _deadline(self) -> float:
@@ -78,13 +79,13 @@ class EtcdRendezvousBackend(RendezvousBackend):
         return self._state(found[0], revision) if found else None
 
     def _state(self, kv: KeyValue, revision: int = 0) -> tuple[bytes, int]:
-        """Return the state and its token, as they stand in etcd at ``revision``."""
+        """Return the state and its token, as stored at ``revision``."""
         value: bytes = kv.value
         token: int = kv.mod_revision
         if len(value) < _NONCE:
             raise RendezvousStateError(
-                f"the etcd key '{self._key.decode()}' holds {value!r}, which is not a state of a rendezvous: something "
-                f"else wrote it"
+                f"the etcd key '{self._key.decode()}' holds {value!r}, which is not a state of a rendezvous: "
+                f"something else wrote it; choose another run id or prefix"
             )
         self._seen = (token, max(token, revision))
         return value[_NONCE:], token
@@ -92,9 +93,9 @@ class EtcdRendezvousBackend(RendezvousBackend):
     async def _set(self, state: bytes, token: Token | None) -> tuple[bytes, int, bool] | None:
         replaced = index_of(token) if token else 0
         if replaced is None:
-            return await self._get_unset()
+            return await self._not_written()
         nonce, deadline = os.urandom(_NONCE), self._deadline()
-        await self._have_lease(deadline)
+        await self._ensure_lease(deadline)
         while True:
             try:
                 answer = await self._client.txn(
@@ -107,8 +108,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
             except EtcdError as exc:
                 if not isinstance(exc, LeaseNotFoundError):
                     raise
-                self._lease = 0  # granted anew
-                await self._have_lease(deadline)
+                self._lease = 0  # _ensure_lease grants a new one
+                await self._ensure_lease(deadline)
         revision: int = answer.header.revision
         if answer.succeeded:
             self._seen = (revision, revision)
@@ -118,12 +119,12 @@ class EtcdRendezvousBackend(RendezvousBackend):
             return None
         return *self._state(found[0], revision), found[0].value.startswith(nonce)
 
-    async def _get_unset(self) -> tuple[bytes, int, bool] | None:
+    async def _not_written(self) -> tuple[bytes, int, bool] | None:
         current = await self._get()
         return None if current is None else (*current, False)
 
-    async def _have_lease(self, deadline: float) -> None:
-        """Make sure of a lease that lasts for about the TTL from now on, as far as is known."""
+    async def _ensure_lease(self, deadline: float) -> None:
+        """Grant or renew the lease, unless it was renewed within the last tenth of the TTL."""
         async with self._lease_lock:
             now = asyncio.get_running_loop().time()
             if self._lease and now - self._renewed_at < self._ttl / 10:
@@ -136,13 +137,13 @@ class EtcdRendezvousBackend(RendezvousBackend):
         known, deadline = index_of(token), asyncio.get_running_loop().time() + timeout
         if known is None:
             return None
-        # For a watch from long ago etcd goes through all that was written since, by whomever.
+        # A watch from an old revision would make etcd scan all writes since then, of all keys.
         start = self._seen[1] if self._seen[0] == known else known
         while True:
-            kv, forgotten = await self._hear(start + 1, deadline)
+            kv, compacted = await self._next_write(start + 1, deadline)
             if kv is not None:
                 return self._state(kv)
-            if not forgotten:
+            if not compacted:
                 return None
             found, start = await self._client.range(self._key, b"", self._deadline())
             if not found:
@@ -151,14 +152,14 @@ class EtcdRendezvousBackend(RendezvousBackend):
             if current[1] != known:
                 return current
 
-    async def _hear(self, start: int, deadline: float) -> tuple[KeyValue | None, bool]:
-        """Return the first write since revision ``start``, if that is the next event; and whether etcd forgot it."""
+    async def _next_write(self, start: int, deadline: float) -> tuple[KeyValue | None, bool]:
+        """Return the first event from revision ``start`` on, if it is a write; and whether etcd has compacted it."""
         loop = asyncio.get_running_loop()
         over: asyncio.Future[tuple[KeyValue | None, bool]] = loop.create_future()
 
-        def end(kv: KeyValue | None, forgotten: bool) -> None:
+        def end(kv: KeyValue | None, compacted: bool) -> None:
             if not over.done():
-                over.set_result((kv, forgotten))
+                over.set_result((kv, compacted))
 
         def receive(events: Sequence[Event]) -> None:
             end(None if events[0].type == DELETE else events[0].kv, False)
@@ -177,12 +178,13 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
 
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
-    """Connect to etcd and return the backend and the store of a job.
+    """Connect to etcd and return the backend and the store of a run.
 
-    The store is one for all rounds: the dynamic rendezvous sets its keys apart by round. They outlive the job.
+    All rounds share the store: the dynamic rendezvous separates their keys by a prefix. The keys outlive the run.
 
-    Configuration: that of :func:`rendezvous.etcd.v3.connect.connect` and :func:`~rendezvous.etcd.v3.connect.run_keys`;
-    ``read_timeout``, for which a request is tried too (seconds, 5).
+    Configuration: that of :func:`rendezvous.etcd.v3.connect.connect` and
+    :func:`rendezvous.coordinated.records.run_keys`; ``read_timeout`` also limits how long a request is repeated
+    (seconds, 5).
 
     Raises:
         RendezvousConnectionError: no endpoint answers, or etcd refused the user.

@@ -1,4 +1,4 @@
-"""The dynamic rendezvous: one state that all nodes share, swapped by whoever moves it."""
+"""The handler of the dynamic rendezvous: all nodes share one state, and each changes it by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
 
@@ -29,111 +28,31 @@ from rendezvous.api import (
     RendezvousTimeoutError,
     check_nodes,
 )
-from rendezvous.dynamic import rules
-from rendezvous.dynamic.backend import RendezvousBackend, Token
+from rendezvous.dynamic import pacing, rules
+from rendezvous.dynamic.backend import RendezvousBackend
 from rendezvous.dynamic.rules import Action
+from rendezvous.dynamic.settings import RendezvousSettings, RendezvousTimeout
 from rendezvous.dynamic.shared_state import Rule, SharedState
 from rendezvous.store import PrefixStore, Store
 
-__all__ = [
-    "DynamicRendezvousHandler",
-    "RendezvousBackend",
-    "RendezvousSettings",
-    "RendezvousTimeout",
-    "Token",
-    "create_handler",
-]
+__all__ = ["DynamicRendezvousHandler", "create_handler"]
 
 logger = logging.getLogger(__name__)
 
-# How old an answer to the launcher's polling may be, in seconds.
+# The greatest age, in seconds, of the state that answers the launcher's polling.
 _MAX_AGE = 1.0
 
 
-class RendezvousTimeout:
-    """The time-outs of a rendezvous.
-
-    Args:
-        join: within which a round must be complete; 600 s unless given.
-        last_call: how long a round with enough nodes waits for more; 30 s.
-        close: within which closing must succeed; 30 s.
-        heartbeat: within which a heartbeat must succeed; 5 s.
-
-    Raises:
-        ValueError: one is not positive.
-    """
-
-    def __init__(
-        self,
-        join: timedelta | None = None,
-        last_call: timedelta | None = None,
-        close: timedelta | None = None,
-        heartbeat: timedelta | None = None,
-    ) -> None:
-        self._join = self._positive("join", join, 600)
-        self._last_call = self._positive("last call", last_call, 30)
-        self._close = self._positive("close", close, 30)
-        self._heartbeat = self._positive("heartbeat", heartbeat, 5)
-
-    @staticmethod
-    def _positive(name: str, timeout: timedelta | None, default: int) -> timedelta:
-        timeout = timedelta(seconds=default) if timeout is None else timeout
-        if timeout <= timedelta(0):
-            raise ValueError(f"The {name} timeout ({timeout}) must be positive.")
-        return timeout
-
-    @property
-    def join(self) -> timedelta:
-        """Within which a round must be complete."""
-        return self._join
-
-    @property
-    def last_call(self) -> timedelta:
-        """How long a round with enough nodes waits for more."""
-        return self._last_call
-
-    @property
-    def close(self) -> timedelta:
-        """Within which closing must succeed."""
-        return self._close
-
-    @property
-    def heartbeat(self) -> timedelta:
-        """Within which a heartbeat must succeed."""
-        return self._heartbeat
-
-
-@dataclass(repr=False, eq=False, frozen=True)
-class RendezvousSettings:
-    """The settings of a rendezvous.
-
-    Attributes:
-        run_id: the name of the job.
-        min_nodes: the least number of nodes of a round.
-        max_nodes: the greatest number of nodes of a round.
-        timeout: the time-outs.
-        keep_alive_interval: how often a node sends a heartbeat.
-        keep_alive_max_attempt: after how many missed heartbeats a node counts as dead.
-    """
-
-    run_id: str
-    min_nodes: int
-    max_nodes: int
-    timeout: RendezvousTimeout
-    keep_alive_interval: timedelta
-    keep_alive_max_attempt: int
-
-
 class DynamicRendezvousHandler(RendezvousHandler):
-    """Takes one node through the rounds of a rendezvous whose state stands in ``backend``.
+    """Takes one node through the rounds of a rendezvous whose state is stored in ``backend``.
 
     Args:
         node: this node.
         settings: the settings, the same on all nodes.
-        backend: where the state is.
-        store: where the rounds' key-value stores are.
-        serve: called on rank 0 of each round with this node's address; starts what the workers meet at and
-            returns its port. A free port is published unless given.
+        backend: where the state is stored.
+        store: where the key-value stores of the rounds are stored.
+        serve: called with this node's address if it has rank 0 in a round; starts the server that the workers
+            connect to, and returns its port. By default, a free port is published.
 
     Raises:
         ValueError: the run id is empty, or the numbers of nodes are out of range.
@@ -155,7 +74,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         keep_alive_max_attempt: int = 3,
         serve: Callable[[str], int] | None = None,
     ) -> DynamicRendezvousHandler:
-        """Make a handler for a new node of this process; the class and its settings describe the arguments."""
+        """Create a handler for a new node of this process; see the class and :class:`RendezvousSettings`."""
         node = rules.Node(local_addr or socket.getfqdn(), os.getpid(), next(cls._local_ids))
         settings = RendezvousSettings(
             run_id,
@@ -203,7 +122,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
 
     @property
     def node(self) -> rules.Node:
-        """The node that this handler stands for."""
+        """The node of this handler."""
         return self._node
 
     def get_backend(self) -> str:
@@ -226,20 +145,19 @@ class DynamicRendezvousHandler(RendezvousHandler):
             self._run(rules.leave, deadline, timeout)
             state, deadline = self._run(rules.join, deadline, timeout)
             self._start_heartbeats()
-            info = self._meet(state, deadline)
+            info = self._bootstrap(state, deadline)
             if info is not None:
                 return info
             self._stop_heartbeats()
 
     def _spread_first_joins(self) -> None:
-        # The nodes of a job start together. Spread over the time that their writes take anyway, fewer collide.
         if not self._joined_before:
             self._joined_before = True
-            time.sleep(random.uniform(0, min(2.0, self._limits.min_nodes * 0.005)))
+            time.sleep(random.uniform(0, pacing.first_join(self._limits.min_nodes)))
 
     def _run(self, rule: Rule, deadline: float, timeout: timedelta) -> tuple[State, float]:
-        """Follow ``rule`` to its end; return the state then, and the deadline, which standing by renews."""
-        blame: str | None = None
+        """Apply ``rule`` until it finishes; return the state, and the deadline, which is later if the node stood by."""
+        missing: str | None = None
         while True:
             decision, state = self._shared.update(rule, deadline)
             action = decision.action
@@ -256,26 +174,23 @@ class DynamicRendezvousHandler(RendezvousHandler):
                     f"The rendezvous '{self._settings.run_id}' closed while node {self._node} stood by."
                 )
             elif action is Action.ERROR_TIMEOUT:
-                blame = blame or rules.who_is_missing(state, self._limits)
-                raise RendezvousTimeoutError(self._complaint(decision, timeout, blame))
+                missing = missing or rules.who_is_missing(state, self._limits)
+                raise RendezvousTimeoutError(
+                    f"The rendezvous '{self._settings.run_id}' timed out for node {self._node}: {decision.reason} "
+                    f"({timeout.total_seconds():g} s); {missing}."
+                )
             if action is not Action.REMOVE:
-                blame = rules.who_is_missing(state, self._limits)
+                missing = rules.who_is_missing(state, self._limits)
 
-    def _complaint(self, decision: rules.Decision, timeout: timedelta, blame: str) -> str:
-        return (
-            f"The rendezvous '{self._settings.run_id}' timed out for node {self._node}: {decision.reason} "
-            f"({timeout.total_seconds():g} s); {blame}."
-        )
-
-    def _meet(self, state: State, deadline: float) -> RendezvousInfo | None:
-        """Return the outcome of the round, or None where it broke before rank 0 said where the workers meet."""
+    def _bootstrap(self, state: State, deadline: float) -> RendezvousInfo | None:
+        """Return the outcome of the round; None if rank 0 left before it published its address."""
         rank, world_size = state.rank(self._node), state.world_size
-        assert rank is not None  # the rule said that the round is complete with this node
-        # The start keeps apart what an older rendezvous of the same run id has left in the store.
+        assert rank is not None  # the rule has found this node in the complete round
+        # The start time separates the keys from those that an older rendezvous with the same run id has left.
         prefix = f"torch.rendezvous.{self._settings.run_id}.{state.round}.{state.started}"
         store = PrefixStore(prefix, self._store)
         port = self._serve(self._node.addr) if rank == 0 and self._serve is not None else None
-        if rank != 0 and not self._address_came(store, state, deadline):
+        if rank != 0 and not self._wait_for_rank_0(store, state, deadline):
             return None
         bootstrap = RendezvousStoreInfo.build(rank, store, self._node.addr, port)
         logger.info(
@@ -288,8 +203,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
         )
         return RendezvousInfo(store, rank, world_size, bootstrap)
 
-    def _address_came(self, store: Store, joined: State, deadline: float) -> bool:
-        """Wait for rank 0's address; False where rank 0 is gone, so that the round must form again."""
+    def _wait_for_rank_0(self, store: Store, joined: State, deadline: float) -> bool:
+        """Wait for rank 0's address; return False if rank 0 has left, so that a new round must form."""
         host = joined.node_of_rank(0)
         expiry = timedelta(milliseconds=self._limits.expiry)
         keys = [RendezvousStoreInfo.MASTER_ADDR_KEY, RendezvousStoreInfo.MASTER_PORT_KEY]
@@ -303,26 +218,28 @@ class DynamicRendezvousHandler(RendezvousHandler):
             except RendezvousConnectionError as exc:
                 if not exc.retryable or not left:
                     raise
-                self._shared.spare_the_others()
-                logger.warning("node %s still asks where to meet in round %d: %s", self._node, joined.round, exc)
+                self._shared.suspend_expiry()
+                logger.warning(
+                    "node %s still waits for the address of rank 0 of round %d: %s", self._node, joined.round, exc
+                )
                 continue
             if state.round != joined.round or host is None or state.rank(host) != 0:
-                logger.warning("rank 0 of round %d left before it said where to meet; joining again", joined.round)
+                logger.warning("rank 0 of round %d left before it published its address; joining again", joined.round)
                 return False
             if time.monotonic() > deadline:
                 raise RendezvousTimeoutError(
                     f"The rendezvous '{self._settings.run_id}' timed out for node {self._node}: rank 0 of round "
-                    f"{joined.round}, {rules.Node(*host)}, is alive but has not said where the workers meet."
+                    f"{joined.round}, {rules.Node(*host)}, is alive but did not publish its address."
                 )
 
-    # What the launcher asks.
+    # Polled by the launcher.
 
     def is_closed(self) -> bool:
-        """See :meth:`RendezvousHandler.is_closed`. While etcd cannot be reached, the last known answer stands."""
+        """See :meth:`RendezvousHandler.is_closed`. While etcd cannot be reached, this is the last known answer."""
         return self._shared.peek(_MAX_AGE).closed
 
     def num_nodes_waiting(self) -> int:
-        """See :meth:`RendezvousHandler.num_nodes_waiting`, and :meth:`is_closed` on an etcd that is down."""
+        """See :meth:`RendezvousHandler.num_nodes_waiting`, and :meth:`is_closed` for an etcd that is down."""
         return self._shared.peek(_MAX_AGE).count(Role.WAITING)
 
     def set_closed(self) -> None:
@@ -360,11 +277,11 @@ class DynamicRendezvousHandler(RendezvousHandler):
             while True:
                 decision, state = self._shared.update(rules.keep_alive, _deadline(timeout))
                 if stop.is_set():
-                    return  # the node has left the round that this heartbeat was for
+                    return  # the node has left the round of this heartbeat
                 if decision.action is not Action.ERROR_TIMEOUT:
                     break
                 logger.warning(
-                    "node %s sends its heartbeat again: etcd took longer than %g s",
+                    "node %s sends its heartbeat again: etcd did not answer within %g s",
                     self._node,
                     timeout.total_seconds(),
                 )
@@ -373,7 +290,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             return
         if decision.action is Action.FINISH and state.role(self._node) in (None, Role.MISSING):
             logger.warning(
-                "node %s was taken for dead and is out of the rendezvous '%s': it sent no heartbeat for %g s",
+                "node %s was taken for dead and removed from the rendezvous '%s': it sent no heartbeat for %g s",
                 self._node,
                 self._settings.run_id,
                 self._limits.expiry / 1000,
@@ -404,7 +321,7 @@ def create_handler(
     params: RendezvousParameters,
     serve: Callable[[str], int] | None = None,
 ) -> DynamicRendezvousHandler:
-    """Make a handler from a configuration.
+    """Create a handler from a configuration.
 
     Configuration, all in whole seconds: ``join_timeout`` (600), ``last_call_timeout`` (30), ``close_timeout`` (30),
     ``heartbeat_timeout`` (5), ``keep_alive_interval`` (5); and ``keep_alive_max_attempt`` (3).

@@ -1,19 +1,19 @@
-"""Every decision that moves a round: pure functions of state and time.
+"""Every decision about a round of the dynamic rendezvous: pure functions of state and time.
 
-A rule looks at the state, as it is after :func:`expire`, and says what the node does next and why. :func:`apply`
-carries out what changes the state; nothing else changes it. The rules are those that torch documents for its
+A rule takes the state, after :func:`expire`, and returns what the node does next and the reason. :func:`apply` carries
+out the actions that change the state; nothing else changes it. The rules are those that torch documents for its
 dynamic rendezvous:
 
-    The round forms.   Nodes join the participants. With ``min_nodes`` of them the last call begins; when it ends,
-                       or with ``max_nodes``, the round is complete and each participant has a rank. Below
-                       ``min_nodes`` again, the last call is off.
-    It is complete.    A newcomer waits for the next round, or stands by where the round is full. A participant that
-                       wants the next round leaves this one and waits. When the last participant has left, the next
-                       round forms, and all who wait or stand by join it.
-    A silent node      is taken out, by the others, once its heartbeat is older than ``expiry``.
-    Closed             is final: nobody joins any more.
+    The round forms.       Nodes join as participants. With ``min_nodes`` of them the last call starts. When it is
+                           over, or with ``max_nodes``, the round is complete and each participant has a rank. If
+                           fewer than ``min_nodes`` are left, the last call is cancelled.
+    The round is complete. A new node is added to the wait list, or, if the round is full, to the redundancy list. A
+                           participant that wants the next round leaves this one and waits. When the last participant
+                           has left, the next round forms, and the nodes of both lists join it.
+    A node falls silent.   Once its heartbeat is older than ``expiry``, another node removes it.
+    It is closed.          No node joins any more. This never changes.
 
-Times are milliseconds since the epoch; ``late`` is in seconds, negative while there is time left.
+Times are in milliseconds since the epoch. ``late`` is in seconds, and negative before the deadline.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ __all__ = [
 ]
 
 ROLLBACK = 5.0
-"""Seconds past its deadline in which a node that gives up still takes itself out."""
+"""Seconds after its deadline in which a node that gives up still removes itself from the state."""
 
 
 class Node(NamedTuple):
-    """A node: the address of its host, its process, and a number that is its own within the process."""
+    """A node: the address of its host, the id of its process, and its number within the process."""
 
     addr: str
     pid: int
@@ -58,7 +58,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the rules go by: numbers of nodes, and times in milliseconds."""
+    """The numbers of nodes and the times, in milliseconds, that the rules depend on."""
 
     min_nodes: int
     max_nodes: int
@@ -85,7 +85,7 @@ class Action(Enum):
 
     @property
     def writes(self) -> bool:
-        """Whether :func:`apply` carries it out."""
+        """Whether this action changes the state; :func:`apply` carries it out."""
         return self in _WRITES
 
 
@@ -104,19 +104,19 @@ _WRITES = frozenset(
 
 @dataclass(frozen=True)
 class Decision:
-    """An action and its reason in words."""
+    """An action and its reason."""
 
     action: Action
     reason: str
     renews_deadline: bool = False
-    """The node stands by: waiting for room has no deadline, only what comes after it has one."""
+    """Whether the deadline starts anew: while a node stands by, the time does not count."""
 
 
 # What a node decides.
 
 
 def join(state: State, node: Node, limits: Limits, now: int, late: float) -> Decision:
-    """Decide the next step of a node that wants to take part."""
+    """Decide the next step of a node that wants to join."""
     role = state.role(node)
     participants = state.count(Role.PARTICIPANT)
     if state.closed:
@@ -125,14 +125,14 @@ def join(state: State, node: Node, limits: Limits, now: int, late: float) -> Dec
         return Decision(Action.ERROR_CLOSED, "the rendezvous is closed")
     if role == Role.REDUNDANT:
         if participants >= limits.max_nodes:
-            return _rest(state, node, limits, now, f"round {state.round} is full", renews_deadline=True)
+            return _wait(state, node, limits, now, f"round {state.round} is full", renews_deadline=True)
         return _enter(state, f"round {state.round} has room again", renews_deadline=True)
     if state.complete and role == Role.PARTICIPANT:
         return Decision(Action.FINISH, f"round {state.round} is complete")
     if late > 0:
         return _give_up(role, late)
     if role == Role.WAITING and state.complete:
-        return _rest(state, node, limits, now, f"round {state.round} is not over yet")
+        return _wait(state, node, limits, now, f"round {state.round} is not over")
     if role != Role.PARTICIPANT:
         if state.complete and participants >= limits.max_nodes:
             return Decision(Action.ADD_TO_REDUNDANCY_LIST, f"round {state.round} is complete and full")
@@ -140,9 +140,9 @@ def join(state: State, node: Node, limits: Limits, now: int, late: float) -> Dec
             return _enter(state, f"round {state.round} is complete")
         return _enter(state, f"round {state.round} forms")
     if participants < limits.min_nodes:
-        return _rest(state, node, limits, now, f"{participants} of at least {limits.min_nodes} nodes joined")
+        return _wait(state, node, limits, now, f"{participants} of at least {limits.min_nodes} nodes joined")
     if state.deadline is None or now <= state.deadline:
-        return _rest(state, node, limits, now, f"last call for round {state.round}")
+        return _wait(state, node, limits, now, f"last call for round {state.round}")
     return Decision(Action.MARK_COMPLETE, f"the last call for round {state.round} is over")
 
 
@@ -151,7 +151,7 @@ def _enter(state: State, reason: str, renews_deadline: bool = False) -> Decision
     return Decision(action, reason, renews_deadline)
 
 
-def _rest(state: State, node: Node, limits: Limits, now: int, reason: str, renews_deadline: bool = False) -> Decision:
+def _wait(state: State, node: Node, limits: Limits, now: int, reason: str, renews_deadline: bool = False) -> Decision:
     if _is_due(state, node, limits, now):
         return Decision(Action.KEEP_ALIVE, f"{reason}; a heartbeat is due", renews_deadline)
     return Decision(Action.WAIT, reason, renews_deadline)
@@ -159,8 +159,8 @@ def _rest(state: State, node: Node, limits: Limits, now: int, reason: str, renew
 
 def _give_up(role: int | None, late: float) -> Decision:
     if role in (Role.PARTICIPANT, Role.WAITING) and late <= ROLLBACK:
-        return Decision(Action.REMOVE, "the time to join is up")
-    return Decision(Action.ERROR_TIMEOUT, "the time to join is up")
+        return Decision(Action.REMOVE, "the join timeout has passed")
+    return Decision(Action.ERROR_TIMEOUT, "the join timeout has passed")
 
 
 def leave(state: State, node: Node, limits: Limits, now: int, late: float) -> Decision:
@@ -168,7 +168,7 @@ def leave(state: State, node: Node, limits: Limits, now: int, late: float) -> De
     if state.role(node) != Role.PARTICIPANT:
         return Decision(Action.FINISH, f"the node is not in round {state.round}")
     if late > 0:
-        return Decision(Action.ERROR_TIMEOUT, "the time to leave is up")
+        return Decision(Action.ERROR_TIMEOUT, "the node could not leave within the join timeout")
     return Decision(Action.REMOVE, f"the node leaves round {state.round}")
 
 
@@ -177,18 +177,18 @@ def close(state: State, node: Node, limits: Limits, now: int, late: float) -> De
     if state.closed:
         return Decision(Action.FINISH, "the rendezvous is closed")
     if late > 0:
-        return Decision(Action.ERROR_TIMEOUT, "the time to close is up")
+        return Decision(Action.ERROR_TIMEOUT, "the close timeout has passed")
     return Decision(Action.MARK_CLOSED, "the node closes the rendezvous")
 
 
 def keep_alive(state: State, node: Node, limits: Limits, now: int, late: float) -> Decision:
-    """Decide the next step of a node whose heartbeat timer has run out."""
+    """Decide the next step of a node whose heartbeat timer has fired."""
     if state.role(node) in (None, Role.MISSING):
         return Decision(Action.FINISH, f"the node is no longer in round {state.round}")
     if not _is_due(state, node, limits, now):
         return Decision(Action.FINISH, "the last heartbeat is recent")
     if late > 0:
-        return Decision(Action.ERROR_TIMEOUT, "the time for the heartbeat is up")
+        return Decision(Action.ERROR_TIMEOUT, "the heartbeat timeout has passed")
     return Decision(Action.KEEP_ALIVE, "a heartbeat is due")
 
 
@@ -197,19 +197,19 @@ def _is_due(state: State, node: Node, limits: Limits, now: int) -> bool:
     return heartbeat is not None and heartbeat <= now - limits.keep_alive_interval
 
 
-# What then happens to the state.
+# How the state changes.
 
 
 def apply(action: Action, state: State, node: Node, limits: Limits, now: int) -> None:
     """Carry out ``action`` on ``state``.
 
     Raises:
-        ValueError: the action is none that changes the state.
+        ValueError: the action does not change the state.
     """
     if not action.writes:
         raise ValueError(f"{action} does not change the state")
     state.started = state.started or now
-    state.touch(node, now)  # who writes is alive, whatever it writes
+    state.touch(node, now)  # a node that writes is alive, whatever it writes
     if action is Action.ADD_TO_PARTICIPANTS:
         state.join(node, now)
         participants = state.count(Role.PARTICIPANT)
@@ -231,12 +231,12 @@ def apply(action: Action, state: State, node: Node, limits: Limits, now: int) ->
 
 
 def expire(state: State, node: Node, limits: Limits, now: int) -> list[Node]:
-    """Take out, and return, the nodes that have been silent for too long: never ``node``, which asks."""
+    """Remove the nodes whose heartbeat is too old, except this ``node``; return them."""
     heartbeat = state.heartbeat(node)
     state.touch(node, now)
     expired = [Node(*silent) for silent in state.expire(max(0, now - limits.expiry))]
     if heartbeat is not None:
-        state.touch(node, heartbeat)  # it is alive, but its heartbeat may still be due
+        state.touch(node, heartbeat)  # this node is alive, but its heartbeat may be due
     if expired:
         _after_removal(state, limits)
     return expired
@@ -250,13 +250,17 @@ def _after_removal(state: State, limits: Limits) -> None:
         state.deadline = None
 
 
-# What the node should know.
+# Questions about a state.
 
 
-def next_event(state: State, node: Node, limits: Limits, spared_until: int = 0) -> int:
-    """Return when time alone, with no change of the state, next gives the waiting ``node`` something to do.
+def next_event(state: State, node: Node, limits: Limits, no_expiry_before: int = 0) -> int:
+    """Return when the waiting ``node`` next has something to do, if the state does not change until then.
 
-    Until ``spared_until`` it takes no silent node out.
+    Args:
+        state: the state.
+        node: this node.
+        limits: the times.
+        no_expiry_before: until when this node removes no other node.
     """
     times = []
     heartbeat = state.heartbeat(node)
@@ -264,20 +268,20 @@ def next_event(state: State, node: Node, limits: Limits, spared_until: int = 0) 
         times.append(heartbeat + limits.keep_alive_interval)
     oldest = state.oldest_heartbeat()
     if oldest is not None:
-        times.append(max(oldest + limits.expiry + 1, spared_until))
+        times.append(max(oldest + limits.expiry + 1, no_expiry_before))
     if state.deadline is not None:
         times.append(state.deadline + 1)
     return min(times, default=0)
 
 
 def who_is_missing(state: State, limits: Limits) -> str:
-    """Return who came, how many are needed, and who has not come back, for the message of a time-out."""
+    """Return who joined, how many nodes are needed, and who has not returned, for the message of a timeout."""
     if state.complete:
         members = [str(Node(*node)) for node in state.nodes(Role.PARTICIPANT)]
         return f"round {state.round} is complete without this node; its members are still: {listed(members)}"
     came = f"{state.count(Role.PARTICIPANT)} of at least {limits.min_nodes} nodes joined round {state.round}"
     missing = [str(Node(*node)) for node in state.nodes(Role.MISSING)]
     if missing:
-        return f"{came}; missing since the round before: {listed(missing)}"
+        return f"{came}; missing since the previous round: {listed(missing)}"
     joined = [str(Node(*node)) for node in state.nodes(Role.PARTICIPANT)]
     return f"{came}: {listed(joined) or 'none'}"

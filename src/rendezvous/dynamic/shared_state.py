@@ -1,4 +1,4 @@
-"""One node's view of the state that all nodes share through a backend."""
+"""The state that all nodes share through a backend, as one node reads, changes and watches it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rendezvous._core import Backoff, Role, State, compare_and_swap
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
-from rendezvous.dynamic import rules
+from rendezvous.dynamic import pacing, rules
 from rendezvous.dynamic.backend import RendezvousBackend, Token
 
 __all__ = ["Rule", "SharedState"]
@@ -18,11 +18,6 @@ __all__ = ["Rule", "SharedState"]
 logger = logging.getLogger(__name__)
 
 Rule = Callable[[State, rules.Node, rules.Limits, int, float], rules.Decision]
-
-_LEAST_WAIT = 0.25
-
-# What a look at the state costs at least all in all, in seconds.
-_LEAST_LOOK = 0.002
 
 
 class _View(NamedTuple):
@@ -32,13 +27,15 @@ class _View(NamedTuple):
 
 
 class SharedState:
-    """Applies rules to the shared state, waits for its changes, and remembers it as last seen.
+    """Applies rules to the shared state, waits for its changes, and keeps it as last read.
+
+    ``rules`` decides what happens to the state, ``pacing`` when it is read and written.
 
     Args:
-        backend: where the state is.
+        backend: where the state is stored.
         node: this node.
-        limits: what the rules go by.
-        run_id: the name of the job, for errors.
+        limits: the numbers of nodes and the times for the rules.
+        run_id: the run id, for messages.
     """
 
     def __init__(self, backend: RendezvousBackend, node: rules.Node, limits: rules.Limits, run_id: str) -> None:
@@ -47,38 +44,34 @@ class SharedState:
         self._limits = limits
         self._run_id = run_id
         self._view = _View(State(), None, float("-inf"))
-        self._announced: tuple[bytes, Token] | None = None
-        self._rested_at: Token | None = None
-        self._look = _LEAST_LOOK
-        self._progress = (0, float("inf"))  # how many participants there were, and when: none seen yet
-        self._lenient_until = 0
-        # Even a node that only waits hears of etcd once in each interval. A second more is no reason to worry.
-        interval = limits.keep_alive_interval / 1000
-        self._usual_silence = interval + min(1.0, interval / 2)
+        self._watched: tuple[bytes, Token] | None = None  # the state that a watch returned, until it is used
+        self._settled: Token | None = None  # the token of the state after which this node last paused
+        self._progress: pacing.Progress | None = None  # the participants at the last pause
+        self._read_cost = pacing.MIN_READ_COST
         self._answered_at = float("-inf")
+        self._no_expiry_before = 0
 
     @property
     def state(self) -> State:
-        """The state as last seen. It is not changed in place: keep it as long as needed."""
+        """The state as last read. It is never changed in place, so that a caller may keep it."""
         return self._view.state
 
     def update(self, rule: Rule, deadline: float) -> tuple[rules.Decision, State]:
-        """Ask ``rule`` what to do and, where that changes the state, change it for all nodes.
+        """Apply ``rule`` to the state and, if it decides to, change the state for all nodes.
 
         Args:
             rule: one of the rules.
-            deadline: on the monotonic clock; the rule hears how late it is.
+            deadline: on the monotonic clock; the rule receives how late it is.
 
         Returns:
-            What the rule said, and the state as it is then.
+            The decision of the rule, and the state after it.
 
         Raises:
             RendezvousConnectionError: etcd could not be reached until the deadline, or refused the user.
-            RendezvousStateError: the state is damaged or foreign.
-            RendezvousTimeoutError: other nodes won every race until past the deadline.
+            RendezvousStateError: the state is damaged, or was not written by this kind of node.
+            RendezvousTimeoutError: other nodes changed the state first, each time until after the deadline.
         """
-        # Back soon after an outage: well before the others may be taken for dead.
-        backoff = Backoff(base=0.02, cap=max(0.02, min(2.0, self._limits.keep_alive_interval / 2000)))
+        backoff = Backoff(*pacing.outage_backoff(self._limits.keep_alive_interval / 1000))
         level = logging.WARNING
         while True:
             try:
@@ -86,17 +79,17 @@ class SharedState:
             except RendezvousConnectionError as exc:
                 if not exc.retryable:
                     raise
-                self.spare_the_others()
+                self.suspend_expiry()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise RendezvousConnectionError(
-                        f"rendezvous '{self._run_id}': etcd could not be reached until the time was up: {exc}"
-                    ) from exc
+                        f"rendezvous '{self._run_id}': etcd could not be reached until the deadline: {exc}"
+                    ) from None
                 logger.log(level, "rendezvous '%s': %s; trying again", self._run_id, exc)
                 level = logging.DEBUG
                 time.sleep(min(backoff.next(), left))
             except RendezvousStateError as exc:
-                raise RendezvousStateError(f"rendezvous '{self._run_id}': {exc}") from exc
+                raise RendezvousStateError(f"rendezvous '{self._run_id}': {exc}") from None
 
     def _swap(self, rule: Rule, deadline: float) -> tuple[rules.Decision, State]:
         state, decision = State(), None
@@ -112,13 +105,13 @@ class SharedState:
             rules.apply(decision.action, state, self._node, self._limits, now)
             return state.encode()
 
+        backoff = Backoff(*pacing.swap_backoff(len(self.state), self._limits.min_nodes, self._read_cost))
         _, token, changed, attempts = compare_and_swap(
-            self._read, self._write, change, self._backoff(), deadline + rules.ROLLBACK
+            self._read, self._write, change, backoff, deadline + rules.ROLLBACK
         )
         self._view = _View(state, token, time.monotonic())
         if attempts == 0:
-            # etcd's part is taken to be as much as this thread's.
-            self._look = max(_LEAST_LOOK, 2 * (time.thread_time() - start))
+            self._read_cost = pacing.read_cost(time.thread_time() - start)
         assert decision is not None  # change() has run
         logger.debug(
             "rendezvous '%s': node %s: %s: %s%s",
@@ -130,101 +123,86 @@ class SharedState:
         )
         return decision, state
 
-    def _backoff(self) -> Backoff:
-        """Return the pauses between swaps: long enough for the others' swaps, should all nodes want one at once."""
-        nodes = max(self._limits.min_nodes, len(self.state))
-        return Backoff(base=min(max(0.01, nodes * self._look / 4), 1.0), cap=2.0)
-
     def _read(self) -> tuple[bytes, Token] | None:
-        announced, self._announced = self._announced, None
-        if announced is not None:
-            return announced
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            return watched
         current = self._backend.get_state()
-        self._etcd_answered()
+        self._note_answer()
         return current
 
     def _write(self, state: bytes, token: Token | None) -> tuple[bytes, Token, bool] | None:
         outcome = self._backend.set_state(state, token)
-        self._etcd_answered()
+        self._note_answer()
         return outcome
 
-    def _etcd_answered(self) -> None:
-        """Note it, before anybody is judged by the answer: the first after a silence is no reason to expire anybody.
-
-        A stall that breaks no connection looks like that, an endpoint that swallows requests until another takes
-        over, a pause of this process, and the very first answer: it may be the end of a stall too.
-        """
-        now = time.monotonic()
-        if now - self._answered_at > self._usual_silence:
-            self.spare_the_others()
+    def _note_answer(self) -> None:
+        """Record that etcd has answered. Must run before the answer is used, because it may suspend the expiry."""
+        now, limits = time.monotonic(), self._limits
+        silence = now - self._answered_at
+        grace = pacing.expiry_grace(silence, limits.keep_alive_interval / 1000, limits.expiry / 1000)
+        if grace.seconds:
+            logger.debug("rendezvous '%s': expiring no node: %s", self._run_id, grace.reason)
+            self.suspend_expiry()
         self._answered_at = now
 
-    def spare_the_others(self) -> None:
-        """Expire nobody for a while: while etcd was away the other nodes could not send heartbeats either."""
-        self._lenient_until = int(time.time() * 1000) + self._limits.expiry
+    def suspend_expiry(self) -> None:
+        """Expire no node from now until ``expiry`` has passed: during an outage no node could send heartbeats."""
+        self._no_expiry_before = int(time.time() * 1000) + self._limits.expiry
 
     def _load(self, data: bytes | None, now: int) -> State:
         state = State() if data is None else State.decode(data)
-        if now < self._lenient_until:
+        if now < self._no_expiry_before:
             return state
         for node in rules.expire(state, self._node, self._limits, now):
-            logger.info("rendezvous '%s': node %s is silent and was taken out", self._run_id, node)
+            logger.info("rendezvous '%s': node %s sent no heartbeat and was removed", self._run_id, node)
         return state
 
     def wait(self, deadline: float) -> None:
-        """Wait until the state may have changed, or time alone may give this node something to do."""
-        event = rules.next_event(self.state, self._node, self._limits, self._lenient_until)
-        # Not less for an event that is past: it gave the node nothing to do.
-        left = min(max(event / 1000 - time.time(), _LEAST_WAIT), deadline - time.monotonic())
-        if left <= 0:
+        """Wait until the state may have changed, or until the node has something to do without a change."""
+        event = rules.next_event(self.state, self._node, self._limits, self._no_expiry_before)
+        pause = pacing.wait(event / 1000 - time.time(), deadline - time.monotonic())
+        if pause.seconds <= 0:
             return
         token = self._view.token
-        if token is None or token != self._rested_at:
-            # The state moves: let changes gather before the next look. The more nodes wait, and the more a look
-            # costs, the longer the pause: about one node at a time looks, and those that still join have room.
-            self._rested_at = token
-            time.sleep(min(left, self._pause() * random.uniform(0.5, 1.5)))
+        if token is None or token != self._settled:
+            self._settled = token
+            time.sleep(min(pause.seconds, self._settle().seconds * random.uniform(0.5, 1.5)))
             return
         try:
-            announced = self._backend.watch(token, left)
+            watched = self._backend.watch(token, pause.seconds)
         except RendezvousConnectionError as exc:
-            self.spare_the_others()
-            # What update() does next meets the same trouble, and deals with it.
+            self.suspend_expiry()
+            # update() is called next, and handles the outage.
             logger.debug("rendezvous '%s': %s", self._run_id, exc)
             return
-        if announced is not None:  # otherwise the time is over, and whether etcd is well is not known
-            self._etcd_answered()
-            self._announced = announced
+        if watched is not None:  # otherwise the time is over, which says nothing about etcd
+            self._note_answer()
+            self._watched = watched
 
-    def _pause(self) -> float:
-        """Return how long to rest before the next look at a state that moves, in seconds; remember how far it is."""
-        participants, now = self.state.count(Role.PARTICIPANT), time.monotonic()
-        before, then = self._progress
-        self._progress = (participants, now)
-        pause = (participants + self.state.count(Role.WAITING)) * self._look
-        if participants > before:
-            # Longer, until half of those that are missing have come, if they come as the last ones did.
-            missing = self._limits.min_nodes - participants
-            pause = max(pause, min(4 * pause, missing / (participants - before) * (now - then) / 2))
-        return pause
+    def _settle(self) -> pacing.Pause:
+        """Return how long to pause before reading a state that changes, and record how far the round is."""
+        before, self._progress = self._progress, pacing.Progress(self.state.count(Role.PARTICIPANT), time.monotonic())
+        waiting = self.state.count(Role.WAITING)
+        return pacing.settle(before, self._progress, waiting, self._limits.min_nodes, self._read_cost)
 
     def peek(self, max_age: float) -> State:
-        """Return the state, not older than ``max_age`` seconds; as last seen where etcd cannot be reached.
+        """Return the state, at most ``max_age`` seconds old; older if etcd cannot be reached, or for many nodes.
 
         Raises:
-            RendezvousStateError: the state is damaged or foreign.
+            RendezvousStateError: the state is damaged, or was not written by this kind of node.
         """
-        max_age = max(max_age, len(self.state) * self._look)
+        max_age = pacing.peek_age(max_age, len(self.state), self._read_cost)
         if time.monotonic() - self._view.read_at < max_age:
             return self.state
         try:
             current = self._backend.get_state()
         except RendezvousConnectionError as exc:
-            self.spare_the_others()
-            logger.warning("rendezvous '%s': %s; going by what was known before", self._run_id, exc)
+            self.suspend_expiry()
+            logger.warning("rendezvous '%s': %s; using the last known state", self._run_id, exc)
             self._view = self._view._replace(read_at=time.monotonic())
             return self.state
-        self._etcd_answered()
+        self._note_answer()
         data, token = current if current is not None else (None, None)
         self._view = _View(self._load(data, int(time.time() * 1000)), token, time.monotonic())
         return self.state

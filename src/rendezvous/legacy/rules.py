@@ -255,7 +255,7 @@ def announce(state: State | None, version: str) -> Decision:
         return unexpected or _gone(version)
     count = state["num_workers_waiting"] + 1
     return Decision(
-        Action.WRITE, f"{count} nodes wait for the round after {version}", {**state, "num_workers_waiting": count}
+        Action.WRITE, f"nodes that wait for the round after {version}: {count}", {**state, "num_workers_waiting": count}
     )
 
 
@@ -318,7 +318,10 @@ def progress(state: State | None, limits: Limits) -> str:
     confirmed = len(state["keep_alives"])
     if state["status"] == "frozen":
         return f"{confirmed} of {came} nodes confirmed round {version}"
-    return f"round {version} is complete with {came} nodes, and {state['num_workers_waiting']} wait for the next round"
+    return (
+        f"round {version} is complete with a world size of {came}; nodes that wait for the next round: "
+        f"{state['num_workers_waiting']}"
+    )
 
 
 # Shared by several rules.
