@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from rendezvous._core import State
 from rendezvous.api import RendezvousInfo, RendezvousParameters
 from rendezvous.dynamic.backend_v2 import create_backend
 from rendezvous.dynamic.handler import DynamicRendezvousHandler
 from rendezvous.dynamic.settings import RendezvousTimeout
+
+T = TypeVar("T")
 
 BOUND = 60.0
 """Seconds within which anything that must happen in a test happens."""
@@ -109,18 +111,23 @@ def count_reads(handler: DynamicRendezvousHandler) -> list[float]:
     return times
 
 
-def join(handler: DynamicRendezvousHandler) -> Future[RendezvousInfo]:
-    """Have a node join in a thread."""
-    future: Future[RendezvousInfo] = Future()
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """Run ``call`` in a thread."""
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            future.set_result(handler.next_rendezvous())
+            future.set_result(call())
         except BaseException as exc:
             future.set_exception(exc)
 
     threading.Thread(target=work, daemon=True).start()
     return future
+
+
+def join(handler: DynamicRendezvousHandler) -> Future[RendezvousInfo]:
+    """Let a node join in a thread."""
+    return in_thread(handler.next_rendezvous)
 
 
 def join_all(handlers: list[DynamicRendezvousHandler]) -> list[RendezvousInfo]:

@@ -15,6 +15,7 @@ from rendezvous import RendezvousConnectionError
 from rendezvous._core import Role, State
 from rendezvous.dynamic.backend import RendezvousBackend
 from rendezvous.dynamic.backend_v2 import create_backend
+from rendezvous.dynamic.handler import DynamicRendezvousHandler
 from rendezvous.etcd.server import EtcdServer
 from tests.nodes import BOUND, Job, count_reads, eventually, join, join_all
 from tests.proxy import Proxy
@@ -44,14 +45,24 @@ def only_the_proxy(monkeypatch):
     monkeypatch.setattr("rendezvous.etcd.v2.client.EtcdClient._members", lambda self: [])
 
 
-def test_an_outage_while_nodes_join(job):
+def heartbeats_are_older(the_job: Job, nodes: list[DynamicRendezvousHandler], seconds: float) -> None:
+    """Wait until the last heartbeats of ``nodes`` in etcd, which ``the_job`` reads, are older than ``seconds``."""
+
+    def age() -> float:
+        state = the_job.state()
+        return min(time.time() - (state.heartbeat(handler.node) or 0) / 1000 for handler in nodes)
+
+    eventually(lambda: age() > seconds, f"the heartbeats are older than {seconds:g} s")
+
+
+def test_an_outage_while_nodes_join(job, caplog):
     proxy, make = job
     one, two = make(2, 2).nodes(2)
     first = join(one)
     eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "one has joined")
     proxy.cut()
     second = join(two)
-    time.sleep(1)
+    eventually(lambda: caplog.text.count("trying again") >= 2, "both nodes have seen the outage")
     assert not first.done()
     assert not second.done()
     proxy.restore()
@@ -63,11 +74,9 @@ def test_an_outage_while_nodes_join_that_does_not_end(job, run_id):
     handler = make(2, 2).node("node-0", join=2)
     future = join(handler)
     eventually(lambda: make(2, 2).state().count(Role.PARTICIPANT) == 1, "it has joined")
-    start = time.monotonic()
     proxy.cut()
     with pytest.raises(RendezvousConnectionError, match=f"'{run_id}': etcd could not be reached until the deadline"):
-        future.result(BOUND)
-    assert time.monotonic() - start < 10
+        future.result(10)
 
 
 def test_a_stall_delays_no_node_for_longer_than_the_read_timeout(job):
@@ -81,7 +90,7 @@ def test_a_stall_delays_no_node_for_longer_than_the_read_timeout(job):
     assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
 
 
-def test_a_running_job_survives_an_outage(job, caplog):
+def test_a_running_job_survives_an_outage(job, etcd, run_id, caplog):
     proxy, make = job
     the_job = make(2, 3)
     one, two = the_job.nodes(2, last_call=0.3)
@@ -92,7 +101,7 @@ def test_a_running_job_survives_an_outage(job, caplog):
     assert one.is_closed() is False
     assert "using the last known state" in caplog.text
     eventually(lambda: "failed to send a heartbeat" in caplog.text, "a heartbeat fails")
-    time.sleep(1.5)  # longer than the expiry in all: all heartbeats in etcd are too old
+    heartbeats_are_older(Job(etcd.get_endpoint(), run_id, 2, 3), [one, two], 2.5)  # the expiry is 1.5 s
     proxy.restore()
     before = the_job.state().oldest_heartbeat()
     eventually(lambda: the_job.state().oldest_heartbeat() > before + 2000, "heartbeats are sent again")
@@ -109,7 +118,7 @@ def check_all_continue(the_job: Job, nodes: int, caplog: pytest.LogCaptureFixtur
     assert "was removed" not in caplog.text
 
 
-def test_a_stall_longer_than_the_expiry_removes_no_node(job, caplog):
+def test_a_stall_longer_than_the_expiry_removes_no_node(job, etcd, run_id, caplog):
     caplog.set_level(logging.INFO)
     proxy, make = job
     the_job = make(2, 3)
@@ -117,7 +126,8 @@ def test_a_stall_longer_than_the_expiry_removes_no_node(job, caplog):
     join_all([one, two])
     new_node = the_job.node("node-9")
     proxy.stall()
-    time.sleep(2.5)  # an expiry of 1.5 s, and no error: the read time-out is 5 s
+    # The expiry is 1.5 s, and no request fails: the read timeout is 5 s.
+    heartbeats_are_older(Job(etcd.get_endpoint(), run_id, 2, 3), [one, two], 2.5)
     future = join(new_node)
     proxy.resume()
     eventually(lambda: one.num_nodes_waiting() == two.num_nodes_waiting() == 1, "the new node waits")
@@ -130,10 +140,11 @@ def test_a_stall_longer_than_the_expiry_removes_no_node(job, caplog):
 def test_a_new_node_removes_no_node_that_may_be_in_a_stall(job, etcd, run_id, caplog):
     proxy, make = job
     the_job = make(2, 3)
-    join_all(the_job.nodes(2, last_call=0.3))
+    handlers = the_job.nodes(2, last_call=0.3)
+    join_all(handlers)
     proxy.stall()
-    time.sleep(2.5)
     direct = Job(etcd.get_endpoint(), run_id, 2, 3)
+    heartbeats_are_older(direct, handlers, 2.5)
     new_node = direct.node("node-9")
     future = join(new_node)
     role = eventually(lambda: direct.state().role(new_node.node), "the new node waits", 3)
@@ -158,14 +169,14 @@ def test_an_endpoint_that_stalls_removes_no_node(job, etcd, caplog):
     proxy.resume()
 
 
-def test_a_heartbeat_that_etcd_delayed_is_sent_again_at_once(job, caplog):
+def test_a_heartbeat_that_etcd_delayed_is_sent_again_at_once(job, etcd, run_id, caplog):
     proxy, make = job
     the_job = make(1, 1)
     handler = the_job.node("node-0", interval=2, attempts=10, heartbeat=0.5)
     handler.next_rendezvous()
-    time.sleep(1)
     proxy.stall()
-    time.sleep(2)  # the heartbeat is due in the middle
+    # The next heartbeat was due 0.7 s before.
+    heartbeats_are_older(Job(etcd.get_endpoint(), run_id, 1, 1), [handler], 2.7)
     proxy.resume()
     resumed = int(time.time() * 1000)
     eventually(lambda: the_job.state().heartbeat(handler.node) >= resumed - 100, "the heartbeat", 1.5)
@@ -271,8 +282,8 @@ def test_a_node_does_not_read_continuously_while_expiry_is_suspended(job):
     handler = the_job.node("node-0", attempts=20)  # an expiry of 10 s
     future = join(handler)
     eventually(lambda: the_job.state().role(handler.node) == Role.PARTICIPANT, "it has joined")
-    reads = count_reads(handler)
-    time.sleep(2)
+    reads, joined = count_reads(handler), the_job.state().heartbeat(handler.node)
+    eventually(lambda: the_job.state().heartbeat(handler.node) > joined + 1800, "heartbeats for 2 s")
     assert len(reads) < 25
     assert the_job.state().role(("silent", 1, 0)) == Role.PARTICIPANT
     handler.set_closed()
