@@ -251,7 +251,7 @@ def test_without_etcd_a_request_fails_at_its_timeout(etcd3, make_client, keys):
             try:
                 return backend.get_state()
             except RendezvousConnectionError:
-                return None  # gRPC connects again after a pause that may be longer than the time-out
+                return None  # gRPC connects again after a pause that may be longer than the timeout
 
         assert eventually(read, "etcd is back") == (b"one", token)
 

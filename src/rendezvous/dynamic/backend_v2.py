@@ -135,11 +135,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
 
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
-    """Connect to etcd and return the backend and the store of a run.
+    """Connect to etcd and return the backend and the store of a job.
 
     Configuration: ``read_timeout`` (seconds, 60), ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``,
     ``ca_cert`` (paths), ``username``, and ``password_file`` or the environment variable
-    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but all users of the host can read a command line.
+    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but on a command line everybody on the host can read it.
 
     Raises:
         ImportError: python-etcd is not installed.

@@ -178,13 +178,12 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
 
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
-    """Connect to etcd and return the backend and the store of a run.
+    """Connect to etcd and return the backend and the store of a job.
 
-    All rounds share the store: the dynamic rendezvous separates their keys by a prefix. The keys outlive the run.
+    The store is one for all rounds: the dynamic rendezvous sets its keys apart by round. They outlive the job.
 
-    Configuration: that of :func:`rendezvous.etcd.v3.connect.connect` and
-    :func:`rendezvous.coordinated.records.run_keys`; ``read_timeout`` also limits how long a request is repeated
-    (seconds, 5).
+    Configuration: that of :func:`rendezvous.etcd.v3.connect.connect` and :func:`~rendezvous.etcd.v3.connect.run_keys`;
+    ``read_timeout``, for which a request is tried too (seconds, 5).
 
     Raises:
         RendezvousConnectionError: no endpoint answers, or etcd refused the user.

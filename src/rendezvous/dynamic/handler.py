@@ -321,7 +321,7 @@ def create_handler(
     params: RendezvousParameters,
     serve: Callable[[str], int] | None = None,
 ) -> DynamicRendezvousHandler:
-    """Create a handler from a configuration.
+    """Make a handler from a configuration.
 
     Configuration, all in whole seconds: ``join_timeout`` (600), ``last_call_timeout`` (30), ``close_timeout`` (30),
     ``heartbeat_timeout`` (5), ``keep_alive_interval`` (5); and ``keep_alive_max_attempt`` (3).

@@ -109,7 +109,7 @@ class Decision:
     action: Action
     reason: str
     renews_deadline: bool = False
-    """Whether the deadline starts anew: while a node stands by, the time does not count."""
+    """Whether the join timeout starts again: it does not run while the node stands by."""
 
 
 # What a node decides.

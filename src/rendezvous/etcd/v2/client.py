@@ -235,9 +235,9 @@ def create_client(
 
     Args:
         params: the configuration: ``protocol``, ``read_timeout`` (seconds, 60), ``username`` and its password.
-        cert: the configuration key with the path of the client's certificate.
-        cert_key: the configuration key with the path of the private key of that certificate.
-        ca_cert: the configuration key with the path of the authority's certificate.
+        cert: the key of the path of the client's certificate.
+        cert_key: the key of the path of that certificate's key.
+        ca_cert: the key of the path of the authority's certificate.
 
     Raises:
         ImportError: python-etcd is not installed.
@@ -264,4 +264,4 @@ def create_client(
             password=password,
         )
     except OSError as exc:
-        raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from None
+        raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from exc
