@@ -14,13 +14,6 @@ from rendezvous._core import Backoff
 from rendezvous.api import RendezvousConnectionError, RendezvousParameters
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
-try:
-    import etcd
-except ModuleNotFoundError as error:
-    if error.name != "etcd":
-        raise
-    etcd = None
-
 __all__ = ["EtcdClient", "create_client", "etcd_module", "key_path", "persist", "translate_errors"]
 
 logger = logging.getLogger(__name__)
@@ -34,15 +27,20 @@ _CONNECT_TIMEOUT = 3.5
 
 
 def etcd_module() -> Any:
-    """Return the module ``etcd`` of python-etcd.
+    """Return the module ``etcd`` of python-etcd, which is imported only when it is used.
 
     Raises:
         ImportError: python-etcd is not installed.
     """
-    if etcd is None:
+    try:
+        import etcd
+    except ModuleNotFoundError as exc:
+        if exc.name != "etcd":
+            raise
         raise ImportError(
-            "The etcd v2 rendezvous needs the package python-etcd: install it with 'pip install python-etcd'."
-        )
+            "The backends of etcd's v2 API need the package python-etcd, which is not installed: run 'pip install "
+            "python-etcd', or use the backend 'etcd-v3'."
+        ) from None
     return etcd
 
 
