@@ -17,12 +17,13 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo etcd test lint test-compiled test-pure test-netns messages wheels bench bench-full clean
+.PHONY: help demo etcd test lint test-compiled test-pure test-netns test-lowest messages wheels bench bench-full clean
 
 help:
 	@echo 'make demo          form a world of 64 nodes on an etcd of its own'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
+	@echo 'make test-lowest   the tests of what uses dependencies, with the lowest versions that pyproject.toml allows'
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
@@ -87,6 +88,21 @@ build/etcd/%/etcd: tools/etcd/%/main.go tools/etcd/%/go.mod tools/etcd/%/go.sum
 
 test-netns: $(VENV)/.built-dev
 	$(BIN)/python -m pytest --require-all -rP tests/netns.py
+
+# The lowest versions run on the lowest Python: for newer ones they have no wheels, or warnings of their own.
+LOWEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
+LOWEST := build/lowest
+LOWEST_TESTS ?= $(addprefix tests/,test_cli.py test_coordinated_records.py test_package.py test_roster.py test_state.py \
+  test_swap.py) $(addprefix tests/etcd/test_,client_v2.py client_v3.py connect.py coordinated_handler.py \
+  coordinated_store.py credentials.py dynamic_backend_v2.py dynamic_backend_v3.py store_v2.py)
+
+test-lowest:
+	rm -rf $(LOWEST)
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+	sed -n '/^dependencies = \[/,/^\]/s/^ *"\(.*\)>=\(.*\)",.*/\1==\2/p' pyproject.toml >$(LOWEST)/constraints.txt
+	cat $(LOWEST)/constraints.txt
+	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt '.[test]'
+	$(LOWEST)/bin/python -m pytest --require-all $(SIDE_BY_SIDE) $(LOWEST_TESTS)
 
 messages: $(VENV)/.built-dev
 	$(BIN)/python tools/make_messages.py

@@ -98,6 +98,14 @@ def test_the_sdist_holds_what_git_does_and_each_wheel_what_it_must(dist):
     assert check(dist, "--wheels", "3") == (1, f"{dist} holds 2 wheels, not 3\n")
 
 
+def test_the_messages_of_etcd_are_what_their_proto_gives(tmp_path):
+    pytest.importorskip("grpc_tools")
+    subprocess.run([sys.executable, str(ROOT / "tools/make_messages.py"), str(tmp_path)], check=True, timeout=60)
+    made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("rpc_pb2.*")}
+    assert len(made) == 2
+    assert made == {path: (ROOT / "src" / path).read_text() for path in made}
+
+
 def test_the_pure_wheel_is_for_every_python(dist):
     assert [path.name for path in dist.glob("*-py3-none-any.whl")] == ["etcd_rendezvous-0.1.0-py3-none-any.whl"]
 

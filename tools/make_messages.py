@@ -59,5 +59,4 @@ def _only_file(parsed: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    for path in make_messages(SOURCE):
-        print(path.relative_to(SOURCE.parent))
+    print(*make_messages(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE), sep="\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 from rendezvous.api import RendezvousHandler, RendezvousParameters, rendezvous_handler_registry
 
 __all__ = ["get_rendezvous_handler"]
@@ -39,6 +37,8 @@ _OUT_OF_TREE_GROUP = "torchrun.handlers"
 
 def _register_out_of_tree(backend: str) -> None:
     """Register what another package offers to torchrun under the name ``backend``, if any does."""
+    from importlib.metadata import entry_points  # half the time that importing this package would take
+
     for entry_point in entry_points(group=_OUT_OF_TREE_GROUP, name=backend):
         try:
             creator = entry_point.load()()
