@@ -39,21 +39,11 @@ from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, Phase, R
 from rendezvous.coordinated.rules import Candidate, Limits
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.server import EtcdServer
-from rendezvous.etcd.v3.client import (
-    Call,
-    EtcdClient,
-    Event,
-    Message,
-    Watch,
-    absent,
-    get_op,
-    prefix_end,
-    put_op,
-    txn_op,
-)
+from rendezvous.etcd.v3.client import Call, EtcdClient, Watch
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import Event, Message, absent, get_op, prefix_end, put_op, txn_op
 from rendezvous.utils import parse_rendezvous_endpoint
 
 __all__ = ["STAGES", "measure", "prices", "share"]

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from rendezvous.etcd.server import find_etcd
-from rendezvous.etcd.v3.connection import Credentials
+from rendezvous.etcd.v3.endpoints import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import get_free_port
 

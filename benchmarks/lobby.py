@@ -27,8 +27,9 @@ from rendezvous.api import (
 from rendezvous.coordinated.handler import create_handler
 from rendezvous.coordinated.records import Keys, NodeRecord, RoundRecord, run_keys
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import EtcdClient, prefix_end
+from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.connect import connect
+from rendezvous.etcd.v3.operations import prefix_end
 from rendezvous.utils import natural_key
 
 __all__ = ["GRACE", "Lobby", "in_thread"]

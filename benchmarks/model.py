@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.queueing import Station
 from rendezvous.coordinated.records import Keys
-from rendezvous.etcd.v3.client import DELETE, Call, EtcdClient, Event, KeyValue, Message, Watch
-from rendezvous.etcd.v3.connection import _MAX_IN_FLIGHT, _Turnstile
+from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.errors import EtcdError, UnavailableError
+from rendezvous.etcd.v3.limiter import Limiter
+from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, Message
 
 __all__ = [
     "DELIVERY",
@@ -159,7 +160,7 @@ class ModelClient(EtcdClient):
         self.dead = False
         self._loop = asyncio.get_running_loop()
         self.later: Callable[..., object] = getattr(self._loop, "later", self._loop.call_later)
-        self._turnstile = _Turnstile(_MAX_IN_FLIGHT)
+        self._limiter = Limiter(self.options.max_in_flight)
 
     @property
     def target(self) -> str:
@@ -171,7 +172,7 @@ class ModelClient(EtcdClient):
         self.dead = True
 
     async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
-        await self._turnstile.enter(deadline)
+        await self._limiter.acquire(deadline)
         try:
             answer: asyncio.Future[Message] = self._loop.create_future()
             timer = self._loop.call_later(timeout, _fail, answer, UnavailableError("deadline exceeded"))
@@ -181,7 +182,7 @@ class ModelClient(EtcdClient):
             finally:
                 timer.cancel()
         finally:
-            self._turnstile.leave()
+            self._limiter.release()
 
     def _send(self, call: Call, request: Message, answer: asyncio.Future[Message]) -> None:
         kind = _OF_CALL.get(call) or (SERIALIZABLE if request.serializable else READ)
@@ -247,18 +248,9 @@ class ModelClient(EtcdClient):
         if not self.dead:
             self._exchange(KEEP_ALIVE, lambda: _Answer(partial(answered, self.etcd.state.keep_alive(lease))))
 
-    async def watch(
-        self,
-        key: bytes,
-        end: bytes,
-        receive: Callable[[Sequence[Event]], None],
-        lost: Callable[[], None],
-        deadline: float,
-        revision: int = 0,
-    ) -> Watch:
-        """See :meth:`EtcdClient.watch`."""
-        assert not revision, "the model's watches begin now"
-        watch = _ModelWatch(self, (key, end), receive)
+    async def _watch(self, spec: WatchSpec, deadline: float) -> Watch:
+        assert not spec.revision, "the model's watches begin now"
+        watch = _ModelWatch(self, spec)
         begun: asyncio.Future[None] = self._loop.create_future()
 
         def begin() -> _Answer:
@@ -273,12 +265,10 @@ class ModelClient(EtcdClient):
 class _ModelWatch(Watch):
     __slots__ = ("_client", "_receive", "pending", "range")
 
-    def __init__(
-        self, client: ModelClient, range: tuple[bytes, bytes], receive: Callable[[Sequence[Event]], None]
-    ) -> None:
+    def __init__(self, client: ModelClient, spec: WatchSpec) -> None:
         self._client = client
-        self._receive = receive
-        self.range = range
+        self._receive = spec.receive
+        self.range = spec.key, spec.end
         self.pending: deque[list[Event]] = deque()
         """What is on its way, in its order."""
 

@@ -62,7 +62,7 @@ def twin(request: pytest.FixtureRequest) -> str:
 def etcd() -> Iterator[EtcdServer]:
     """A real etcd that serves the v2 API, for the whole run."""
     try:
-        server = EtcdServer()
+        server = EtcdServer(enable_v2=True)
     except FileNotFoundError as exc:
         pytest.skip(str(exc))
     with server:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from rendezvous.api import RendezvousParameters
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import prefix_end
 from rendezvous.etcd.v3.connect import connect
+from rendezvous.etcd.v3.operations import prefix_end
 
 BOUND = 120.0
 """Seconds within which the hosts of a test come to an end."""

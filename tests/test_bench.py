@@ -14,8 +14,8 @@ from benchmarks import run as benchmarks
 from benchmarks import worlds
 from benchmarks.etcd_cluster import send
 from rendezvous import cli
-from rendezvous.etcd.v3.client import prefix_end
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import prefix_end
 from tests import hosts
 from tests.etcd.clusters import BOUND, Certificates, Cluster
 from tests.nodes import eventually

@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from benchmarks.etcd_cluster import EtcdCluster, send
-from rendezvous.etcd.v3.connection import Credentials
+from rendezvous.etcd.v3.endpoints import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2
 
 BOUND = 30.0

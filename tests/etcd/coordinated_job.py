@@ -9,8 +9,8 @@ from rendezvous.api import RendezvousParameters
 from rendezvous.coordinated.handler import CoordinatedRendezvousHandler, create_handler
 from rendezvous.coordinated.records import Keys, RoundRecord
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import prefix_end
 from rendezvous.etcd.v3.connect import connect
+from rendezvous.etcd.v3.operations import prefix_end
 
 SHORT = {"join_timeout": 60, "last_call_timeout": 1, "keep_alive_interval": 1, "keep_alive_max_attempt": 2}
 TTL = 2

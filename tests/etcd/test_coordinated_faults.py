@@ -14,8 +14,9 @@ from rendezvous.coordinated.member import Member, Place, Settings
 from rendezvous.coordinated.records import Keys
 from rendezvous.coordinated.records import NodeRecord as Node
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call, prefix_end
+from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
+from rendezvous.etcd.v3.operations import prefix_end
 from tests.etcd.clusters import Cluster
 from tests.nodes import BOUND
 

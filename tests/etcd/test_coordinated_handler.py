@@ -23,8 +23,8 @@ from rendezvous.api import (
     RendezvousTimeoutError,
 )
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import put_op
 from rendezvous.etcd.v3.connect import connect
+from rendezvous.etcd.v3.operations import put_op
 from tests.etcd.coordinated_job import TTL, Job, kill
 from tests.nodes import BOUND, eventually, join, join_all
 

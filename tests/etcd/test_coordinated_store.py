@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from datetime import timedelta
@@ -352,7 +353,7 @@ def test_a_compacted_past_is_asked_for_instead(client, store, spy, make_store):
     store.set("there", "1")
 
     async def forget():
-        await send(client.endpoint.channel, rpc_pb2.CompactionRequest(revision=revision_now, physical=True))
+        await send(client._endpoints.current.channel, rpc_pb2.CompactionRequest(revision=revision_now, physical=True))
 
     for _ in range(3):
         store.set("noise", "1")
@@ -392,11 +393,11 @@ def test_an_interrupted_wait_leaves_no_watch(spy, make_store):
 
     async def interrupt():
         task = asyncio.get_running_loop().create_task(store._store.wait(["a", "b"], BOUND))
-        while len(spy.watched) < 2 or len(spy._watches._open) < 2:
+        while len(spy.watched) < 2 or len(spy._watches._created) < 2:
             await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        return len(spy._watches._open), len(spy._watches._wanted_watches)
+        return len(spy._watches._created), len(spy._watches._watches)
 
     assert background.run(interrupt()) == (0, 0)
 
@@ -470,8 +471,9 @@ def test_check(store):
     assert not store.check(["a", "b"])
 
 
-def test_delete_count_and_list(store, monkeypatch):
-    monkeypatch.setattr("rendezvous.coordinated.store.PAGE", 2)
+def test_delete_count_and_list(spy, make_store):
+    spy.options = dataclasses.replace(spy.options, page_size=2)
+    store = make_store(spy)
     assert store.num_keys() == 0
     assert store.list_keys() == []
     store.multi_set(["b", "a", "a/?", "c", "d"], ["1", "2", "3", "4", "5"])
@@ -639,7 +641,7 @@ def test_an_addition_that_etcd_has_forgotten_is_not_made_twice(client, store, sp
     async def others():
         await store._store.add("n", 1, BOUND)
         _, now = await client.range(b"nothing", b"", asyncio.get_running_loop().time() + BOUND)
-        await send(client.endpoint.channel, rpc_pb2.CompactionRequest(revision=now, physical=True))
+        await send(client._endpoints.current.channel, rpc_pb2.CompactionRequest(revision=now, physical=True))
 
     spy.lose, spy.after_loss = 1, others
     with pytest.raises(RendezvousConnectionError, match=r"changed 'n' but lost the answer.*not changed twice"):
@@ -710,7 +712,7 @@ def test_a_wait_outlives_a_broken_connection(proxied, store):
     proxy, proxied_store = proxied
     results = [begin(proxied_store.get, "late"), begin(proxied_store.wait, ["late"])]
     client = proxied_store._store._client
-    until(lambda: len(client._watches._open) == 2, "the watches")
+    until(lambda: len(client._watches._created) == 2, "the watches")
     proxy.cut()
     store.set("late", "value")
     proxy.restore()
@@ -739,7 +741,7 @@ def test_an_etcd_that_went_away_is_told_from_a_key_that_did_not_come(proxied):
     proxy, store = proxied
     client = store._store._client
     result = begin(store.get, "never", timedelta(seconds=2))
-    until(lambda: client._watches._open, "the watch")
+    until(lambda: client._watches._created, "the watch")
     proxy.cut()
     with pytest.raises(RendezvousConnectionError):
         result()

@@ -11,11 +11,13 @@ import pytest
 from benchmarks.etcd_cluster import send, unary
 from rendezvous.api import RendezvousConnectionError, RendezvousParameters
 from rendezvous.coordinated.handler import create_handler
-from rendezvous.etcd.v3.client import Call, prefix_end
-from rendezvous.etcd.v3.connection import Credentials, GrpcEtcdClient
+from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.connection import GrpcEtcdClient
+from rendezvous.etcd.v3.endpoints import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import prefix_end
+from tests.etcd.clients import Heard, Spy, on_a_loop, until, uses, within
 from tests.etcd.clusters import BOUND, Certificates, Cluster
-from tests.etcd.test_client_v3 import Heard, Spy, on_a_loop, until, uses, within
 from tests.proxy import Proxy
 
 PASSWORD = "correct-horse"
@@ -217,7 +219,7 @@ async def test_all_goes_on_after_the_token_expired(guarded, run_id):
         lease = await client.grant(60, within())
         put = rpc_pb2.PutRequest(key=key, lease=lease)
         for use in ("requests", "watch"):
-            stale = client._token
+            stale = client._endpoints._token
             bare = unary(guarded.channel(), rpc_pb2.RangeRequest)
 
             def expired(stale=stale, bare=bare):
@@ -241,6 +243,6 @@ async def test_all_goes_on_after_the_token_expired(guarded, run_id):
             await client.request(Call.PUT, put, within())
             await until(lambda count=count: len(heard.changes) > count, "the watch tells")
             assert await client.keep_alive(lease, within())
-            assert client._token != stale
+            assert client._endpoints._token != stale
         assert heard.lost == 0
         await client.close()

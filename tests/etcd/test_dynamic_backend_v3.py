@@ -15,10 +15,11 @@ from rendezvous.dynamic.backend_v3 import EtcdRendezvousBackend, create_backend
 from rendezvous.dynamic.handler import DynamicRendezvousHandler
 from rendezvous.dynamic.settings import RendezvousTimeout
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call, put_op
+from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import UnavailableError
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import put_op
 from tests.backends import BackendContract
 from tests.nodes import BOUND, eventually, in_thread, join, join_all, kill
 from tests.proxy import Proxy
@@ -87,7 +88,7 @@ def compact(client):
     _, revision = ask(client, "range", b"/noise", b"")
 
     async def call():
-        await send(client.endpoint.channel, rpc_pb2.CompactionRequest(revision=revision, physical=True))
+        await send(client._endpoints.current.channel, rpc_pb2.CompactionRequest(revision=revision, physical=True))
 
     background.run(call())
 
@@ -128,12 +129,12 @@ def test_watch_waits_for_another_node(make_client, client, keys, backend):
     outcome = []
     thread = threading.Thread(target=lambda: outcome.append(backend.watch(token, BOUND)))
     thread.start()
-    eventually(lambda: client._watches._open, "the watch")
+    eventually(lambda: client._watches._created, "the watch")
     other = EtcdRendezvousBackend(make_client(), keys)
     _, second, _ = other.set_state(b"two", token)
     thread.join(BOUND)
     assert outcome == [(b"two", second)]
-    eventually(lambda: not client._watches._open, "the watch is over")
+    eventually(lambda: not client._watches._created, "the watch is over")
 
 
 @pytest.mark.parametrize("has_written", [True, False])
@@ -174,7 +175,7 @@ def test_etcd_deletes_the_state_two_hours_after_the_last_write(client, keys, bac
     assert ask(client, "grant", 7200) != lease
 
     async def time_to_live():
-        return await send(client.endpoint.channel, rpc_pb2.LeaseTimeToLiveRequest(ID=lease))
+        return await send(client._endpoints.current.channel, rpc_pb2.LeaseTimeToLiveRequest(ID=lease))
 
     assert 7100 < background.run(time_to_live()).TTL <= 7200
     backend._renewed_at -= 1000
@@ -243,7 +244,10 @@ def test_without_etcd_a_request_fails_at_its_timeout(etcd3, make_client, keys):
         _, token, _ = backend.set_state(b"one")
         proxy.cut()
         for call in (backend.get_state, lambda: backend.set_state(b"two", token)):
-            with pytest.raises(RendezvousConnectionError, match="etcd did not answer"):
+            with pytest.raises(
+                RendezvousConnectionError,
+                match=rf"etcd at 127\.0\.0\.1:{proxy.port} did not read the keys within 0.5 s",
+            ):
                 in_thread(call).result(5)
         proxy.restore()
 

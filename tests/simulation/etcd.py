@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rendezvous.etcd.v3.client import Call
-from rendezvous.etcd.v3.errors import CompactedError, EtcdError, LeaseNotFoundError
+from rendezvous.etcd.v3.errors import CompactedError, EtcdError, FutureRevisionError, LeaseNotFoundError
 from rendezvous.etcd.v3.messages import rpc_pb2
 
 Message = Any
@@ -81,7 +81,7 @@ class Etcd:
         if request.revision and request.revision < self.compacted:
             raise CompactedError("mvcc: required revision has been compacted")
         if request.revision > self.revision:
-            raise EtcdError("mvcc: required revision is a future revision", retryable=True)
+            raise FutureRevisionError("mvcc: required revision is a future revision")
         at = request.revision or self.revision + 1  # a transaction reads what it has written
         found = [kv for key in self._between(request.key, request.range_end) if (kv := self._at(key, at)) is not None]
         more = bool(request.limit) and len(found) > request.limit

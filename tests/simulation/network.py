@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rendezvous.etcd.v3.client import Call, EtcdClient, Event, Message, Watch
+from rendezvous.api import RendezvousConnectionError
+from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.errors import BusyError, EtcdError, UnavailableError
+from rendezvous.etcd.v3.operations import Message
 from tests.simulation.etcd import Etcd, _within
 
 
@@ -107,24 +109,14 @@ class Link(EtcdClient):
             raise UnavailableError("deadline exceeded")
         return answer
 
-    async def watch(
-        self,
-        key: bytes,
-        end: bytes,
-        receive: Callable[[Sequence[Event]], None],
-        lost: Callable[[], None],
-        deadline: float,
-        revision: int = 0,
-    ) -> Watch:
+    async def _watch(self, spec: WatchSpec, deadline: float) -> Watch:
         loop = asyncio.get_running_loop()
         while self.cut or self._weather.outage:
             if loop.time() > deadline:
-                from rendezvous.api import RendezvousConnectionError
-
-                raise RendezvousConnectionError("etcd did not begin a watch in time")
+                raise RendezvousConnectionError(f"etcd did not start to watch '{spec.name}' in time")
             await asyncio.sleep(0.2)
         await self.pause()
-        watch = _LinkWatch(self, key, end, receive, lost, revision or self._etcd.revision + 1)
+        watch = _LinkWatch(self, spec, spec.revision or self._etcd.revision + 1)
         watch.task = loop.create_task(watch.run())
         await self.pause()
         return watch
@@ -133,17 +125,9 @@ class Link(EtcdClient):
 class _LinkWatch(Watch):
     _numbers = 0
 
-    def __init__(
-        self,
-        link: Link,
-        key: bytes,
-        end: bytes,
-        receive: Callable[[Sequence[Event]], None],
-        lost: Callable[[], None],
-        revision: int,
-    ) -> None:
-        self._link, self._key, self._end = link, key, end
-        self._receive, self._lost = receive, lost
+    def __init__(self, link: Link, spec: WatchSpec, revision: int) -> None:
+        self._link = link
+        self._spec = spec
         self._next = revision
         self.task: asyncio.Task[None] | None = None
         type(self)._numbers += 1
@@ -159,7 +143,7 @@ class _LinkWatch(Watch):
             while link.cut or link._weather.outage:
                 await asyncio.sleep(0.1)
             if self._next < etcd.compacted:
-                self._lost()
+                self._spec.lost()
                 return
             batch = [event for _, event in etcd.events_since(self._next)]
             if not batch:
@@ -167,12 +151,12 @@ class _LinkWatch(Watch):
                 await link.pause()
                 continue
             self._next = etcd.revision + 1
-            batch = [event for event in batch if _within(event.kv.key, self._key, self._end)]
+            batch = [event for event in batch if _within(event.kv.key, self._spec.key, self._spec.end)]
             if batch:
                 await link.pause()
                 while link.cut:
                     await asyncio.sleep(0.1)
                 if last and link._rng.random() < link._weather.repeats:
-                    self._receive(last)
-                self._receive(batch)
+                    self._spec.receive(last)
+                self._spec.receive(batch)
                 last = batch

@@ -12,7 +12,7 @@ import pytest
 from rendezvous._core import COMPILED
 from rendezvous.coordinated import coordinator, member, rules
 from rendezvous.coordinated.rules import Decision, Move
-from rendezvous.etcd.v3.client import compare, put_op
+from rendezvous.etcd.v3.operations import compare, put_op
 from tests.simulation.world import Violation, simulate
 
 pytestmark = pytest.mark.both_twins

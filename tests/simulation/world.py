@@ -24,8 +24,9 @@ from rendezvous.coordinated import coordinator, rules
 from rendezvous.coordinated.member import Member, Place, Settings
 from rendezvous.coordinated.records import Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Limits, RankPolicy
-from rendezvous.etcd.v3.client import Call, put_op
+from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import put_op
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Link, Weather
 from tests.simulation.virtual import Deadlock, Livelock, VirtualLoop

@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.etcd_cluster import send
 from rendezvous.coordinated.records import Keys
-from rendezvous.etcd.v3.client import prefix_end
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import prefix_end
 from rendezvous.utils import get_free_port
 from tests.etcd.clusters import Certificates, Cluster
 from tests.nodes import BOUND, eventually

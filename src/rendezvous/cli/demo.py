@@ -18,8 +18,8 @@ from rendezvous.api import RendezvousError, RendezvousParameters
 from rendezvous.coordinated.handler import CoordinatedRendezvousHandler, create_handler
 from rendezvous.coordinated.records import NodeRecord, RoundRecord, run_keys
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import prefix_end
 from rendezvous.etcd.v3.connect import connect
+from rendezvous.etcd.v3.operations import prefix_end
 
 __all__ = ["Plan", "Report", "Round", "run"]
 

@@ -18,9 +18,10 @@ from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Candidate, Move, Tally
-from rendezvous.etcd.v3.client import (
+from rendezvous.etcd.v3.client import EtcdClient
+from rendezvous.etcd.v3.errors import CompactedError, EtcdError
+from rendezvous.etcd.v3.operations import (
     DELETE,
-    EtcdClient,
     Event,
     KeyValue,
     Message,
@@ -31,7 +32,6 @@ from rendezvous.etcd.v3.client import (
     prefix_end,
     put_op,
 )
-from rendezvous.etcd.v3.errors import CompactedError, EtcdError
 
 __all__ = ["Coordinator", "Table"]
 

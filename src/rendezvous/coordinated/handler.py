@@ -80,8 +80,8 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         self._serve = functools.partial(serve, node.addr) if serve is not None else get_free_port
         self._member = Member(client, keys, node, settings, random.Random())
         # A process that ends, or forgets the handler, leaves at once: the others need not wait for its lease to end.
-        background.at_exit(self._member, functools.partial(self._member.leave, background.FAREWELL))
-        weakref.finalize(self, background.depart, self._member).atexit = False
+        background.run_at_exit(self._member, functools.partial(self._member.leave, background.LEAVE_TIMEOUT))
+        weakref.finalize(self, background.run_now, self._member).atexit = False
 
     @property
     def node(self) -> NodeRecord:
@@ -145,7 +145,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         except RendezvousError as exc:
             logger.warning("the rendezvous '%s' could not be closed: %s", self._settings.run_id, exc)
             closed = False
-        background.run(self._member.leave(background.FAREWELL))
+        background.run(self._member.leave(background.LEAVE_TIMEOUT))
         return closed
 
 

@@ -28,8 +28,9 @@ from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, 
 from rendezvous.coordinated.rules import Step
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import View
-from rendezvous.etcd.v3.client import EtcdClient, Message, Watch, absent, compare, get_op, prefix_end, put_op, txn_op
+from rendezvous.etcd.v3.client import EtcdClient, Watch
 from rendezvous.etcd.v3.errors import EtcdError
+from rendezvous.etcd.v3.operations import Message, absent, compare, get_op, prefix_end, put_op, txn_op
 
 __all__ = ["Member", "Place", "Settings"]
 

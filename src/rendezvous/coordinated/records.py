@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
-from rendezvous.etcd.v3.client import prefix_end
+from rendezvous.etcd.v3.operations import prefix_end
 
 __all__ = ["Bootstrap", "Closed", "Keys", "NodeRecord", "Phase", "RoundRecord", "run_keys"]
 

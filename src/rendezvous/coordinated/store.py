@@ -27,15 +27,14 @@ from datetime import timedelta
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
 from rendezvous.coordinated.records import Keys
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import (
+from rendezvous.etcd.v3.client import Call, EtcdClient, Watch
+from rendezvous.etcd.v3.errors import EtcdError, LeaseNotFoundError
+from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import (
     DELETE,
-    PAGE,
-    Call,
-    EtcdClient,
     Event,
     KeyValue,
     Message,
-    Watch,
     absent,
     compare,
     delete_op,
@@ -44,8 +43,6 @@ from rendezvous.etcd.v3.client import (
     put_op,
     txn_op,
 )
-from rendezvous.etcd.v3.errors import EtcdError, LeaseNotFoundError
-from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.store import Store
 
 __all__ = ["AsyncEtcdStore", "EtcdStore"]
@@ -439,7 +436,11 @@ class AsyncEtcdStore:
         deadline, names, revision, start = _deadline(timeout), list[str](), 0, self.prefix
         while True:
             request = rpc_pb2.RangeRequest(
-                key=start, range_end=prefix_end(self.prefix), limit=PAGE, revision=revision, keys_only=True
+                key=start,
+                range_end=prefix_end(self.prefix),
+                limit=self._client.options.page_size,
+                revision=revision,
+                keys_only=True,
             )
             answer = await self._request(Call.RANGE, request, deadline)
             names += [_as_text(kv.key[len(self.prefix) :]) for kv in answer.kvs]

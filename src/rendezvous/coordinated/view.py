@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, RoundRecord
-from rendezvous.etcd.v3.client import DELETE, Event, KeyValue
+from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue
 
 __all__ = ["Leader", "View"]
 

@@ -17,9 +17,10 @@ from rendezvous.coordinated.records import Keys, run_keys
 from rendezvous.coordinated.store import EtcdStore
 from rendezvous.dynamic.backend import RendezvousBackend, Token, index_of
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import DELETE, EtcdClient, Event, KeyValue, compare, get_op, put_op
+from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.errors import EtcdError, LeaseNotFoundError
+from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, compare, get_op, put_op
 
 __all__ = ["EtcdRendezvousBackend", "create_backend"]
 

@@ -1,7 +1,7 @@
-"""What the protocol asks of etcd's v3 API, and what happens to a request that fails.
+"""The interface to etcd's v3 API that the protocols use, and the retries of requests that fail.
 
-The protocol knows only :class:`EtcdClient`. ``connection.py`` implements it on gRPC; the tests implement it on a
-simulated etcd, so that what is tested there, the treatment of failed requests too, is what runs.
+``connection.py`` implements it on gRPC, and the tests on a simulated etcd. The retries are part of the interface, so
+that the simulation tests the code that runs in production.
 """
 
 from __future__ import annotations
@@ -11,96 +11,115 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError, UnavailableError
+from rendezvous.etcd.v3.errors import (
+    CompactedError,
+    EtcdError,
+    LeaseNotFoundError,
+    NoSpaceError,
+    RefusedError,
+    UnavailableError,
+)
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import Event, KeyValue, Message
 
-__all__ = [
-    "Call",
-    "EtcdClient",
-    "Watch",
-    "absent",
-    "compare",
-    "delete_op",
-    "get_op",
-    "prefix_end",
-    "put_op",
-    "txn_op",
-]
+__all__ = ["Call", "ClientOptions", "EtcdClient", "Watch", "WatchSpec"]
 
 _T = TypeVar("_T")
 
-KeyValue = rpc_pb2.KeyValue
-Event = rpc_pb2.Event
-Message = Any
-
 logger = logging.getLogger(__name__)
 
-PAGE = 1000
-"""How many keys a page of a long range holds."""
+# A request that has failed this often is logged.
+_ATTEMPTS_BEFORE_WARNING = 5
 
-# After how many failures of one request the log says so.
-_PATIENT_TRIES = 5
+# Seconds between two log messages about a full database.
+_NO_SPACE_WARNING_INTERVAL = 60.0
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """How a client treats etcd.
+
+    Attributes:
+        max_in_flight: how many requests are sent at the same time. More do not finish sooner: they wait in etcd.
+        attempt_timeout: how long the first attempt of a request may take, in seconds; later ones may take longer. It
+            is short so that an endpoint that does not answer is left soon.
+        keep_alive_timeout: after how many seconds without an answer to a keep-alive another endpoint is asked.
+        page_size: how many keys one request of a long range reads.
+        ping_interval: seconds between two pings on a connection. etcd allows one every 5 s.
+        ping_timeout: seconds within which etcd must answer a ping.
+    """
+
+    max_in_flight: int = 256
+    attempt_timeout: float = 5.0
+    keep_alive_timeout: float = 5.0
+    page_size: int = 1000
+    ping_interval: float = 10.0
+    ping_timeout: float = 5.0
 
 
 class Call(Enum):
-    """The requests that have one answer: the service and method, and the messages of both."""
+    """The requests that have one answer.
 
-    RANGE = ("KV/Range", rpc_pb2.RangeRequest, rpc_pb2.RangeResponse)
-    PUT = ("KV/Put", rpc_pb2.PutRequest, rpc_pb2.PutResponse)
-    DELETE = ("KV/DeleteRange", rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse)
-    TXN = ("KV/Txn", rpc_pb2.TxnRequest, rpc_pb2.TxnResponse)
-    GRANT = ("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse)
-    REVOKE = ("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse)
-    STATUS = ("Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse)
-    AUTHENTICATE = ("Auth/Authenticate", rpc_pb2.AuthenticateRequest, rpc_pb2.AuthenticateResponse)
+    Attributes:
+        method: the service and the method.
+        request: the class of the request message.
+        response: the class of the answer.
+        task: what the method does, in words that follow "etcd did not".
+    """
 
+    RANGE = ("KV/Range", rpc_pb2.RangeRequest, rpc_pb2.RangeResponse, "read the keys")
+    PUT = ("KV/Put", rpc_pb2.PutRequest, rpc_pb2.PutResponse, "write the key")
+    DELETE = ("KV/DeleteRange", rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse, "delete the keys")
+    TXN = ("KV/Txn", rpc_pb2.TxnRequest, rpc_pb2.TxnResponse, "carry out a transaction")
+    GRANT = ("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse, "grant a lease")
+    REVOKE = ("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse, "revoke a lease")
+    STATUS = ("Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse, "report its status")
+    AUTHENTICATE = (
+        "Auth/Authenticate",
+        rpc_pb2.AuthenticateRequest,
+        rpc_pb2.AuthenticateResponse,
+        "authenticate the user",
+    )
 
-# Conditions and operations of transactions.
-
-
-def compare(key: bytes, field: str, value: Any, relation: str = "EQUAL") -> Message:
-    """Return a condition: ``field`` of ``key`` (``value``, ``version``, ``create_revision``, ...) against ``value``."""
-    target = {"create_revision": "CREATE", "mod_revision": "MOD", "version": "VERSION", "value": "VALUE"}[field]
-    return rpc_pb2.Compare(key=key, target=target, result=relation, **{field: value})
-
-
-def absent(key: bytes) -> Message:
-    """Return the condition that there is no ``key``."""
-    return compare(key, "create_revision", 0)
-
-
-def get_op(key: bytes, end: bytes = b"") -> Message:
-    """Return the operation that reads ``key``, or all keys from ``key`` to before ``end``."""
-    return rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, range_end=end))
-
-
-def put_op(key: bytes, value: bytes, lease: int = 0, **options: Any) -> Message:
-    """Return the operation that writes ``key``."""
-    return rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, value=value, lease=lease, **options))
+    def __init__(self, method: str, request: Any, response: Any, task: str) -> None:
+        self.method = method
+        self.request = request
+        self.response = response
+        self.task = task
 
 
-def delete_op(key: bytes, end: bytes = b"") -> Message:
-    """Return the operation that deletes ``key``, or all keys from ``key`` to before ``end``."""
-    return rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key, range_end=end))
+@dataclass(frozen=True)
+class WatchSpec:
+    """What a watch reports, and to whom.
 
+    Attributes:
+        key: the first key.
+        end: the end of the range; empty for ``key`` alone.
+        receive: called with the changes, in their order. The same change may come twice.
+        lost: called once, instead of ``receive``, when the watch has ended: etcd has compacted changes that were not
+            received yet, or does not permit the watch any more.
+        revision: the first revision to report; 0 for the changes from now on.
+    """
 
-def txn_op(conditions: Sequence[Message], then: Sequence[Message], otherwise: Sequence[Message] = ()) -> Message:
-    """Return the operation that is a transaction within the transaction."""
-    return rpc_pb2.RequestOp(request_txn=rpc_pb2.TxnRequest(compare=conditions, success=then, failure=otherwise))
+    key: bytes
+    end: bytes
+    receive: Callable[[Sequence[Event]], None]
+    lost: Callable[[], None]
+    revision: int = 0
 
-
-def prefix_end(prefix: bytes) -> bytes:
-    """Return the end of the range of all keys that begin with ``prefix``."""
-    head = prefix.rstrip(b"\xff")
-    return head[:-1] + bytes([head[-1] + 1]) if head else b"\0"
+    @property
+    def name(self) -> str:
+        """The first key, for messages."""
+        return self.key.decode(errors="replace")
 
 
 class Watch(ABC):
-    """A watch that is in force until it is cancelled, over broken connections too."""
+    """A watch. It stays in force until it is cancelled, also when connections break."""
 
     @abstractmethod
     def cancel(self) -> None:
@@ -108,34 +127,39 @@ class Watch(ABC):
 
 
 class EtcdClient(ABC):
-    """An etcd cluster. Use it from one event loop.
+    """A client of an etcd cluster. Use it on one event loop.
 
-    Each request is tried until its deadline, in seconds of the loop's clock: what may pass (no leader, broken
-    connection, too many requests) is tried again, with backoff; what will not (permission, bad argument, TLS)
-    raises at once. A request that failed may have been applied; and one that was tried twice may have been applied
-    twice: what is asked for must bear that.
+    All deadlines are in seconds of the loop's clock. A request is attempted until its deadline: a failure that may
+    pass (no leader, broken connection, too many requests) is retried with backoff; a failure that will not pass
+    (permission, bad argument, TLS) raises at once. A request that failed may have been applied, and a request that
+    was retried may have been applied twice: callers must allow for both.
 
     Args:
         random: jitters the backoff.
+        options: limits and time-outs.
     """
 
-    def __init__(self, random: random.Random) -> None:
+    def __init__(self, random: random.Random, options: ClientOptions | None = None) -> None:
         self._random = random
+        self.options = options or ClientOptions()
+        self._no_space_logged_at = float("-inf")
+
+    # What an implementation provides.
 
     @property
     @abstractmethod
     def target(self) -> str:
-        """The endpoint that serves now."""
+        """The endpoint that requests go to now."""
 
     @abstractmethod
     async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
         """Send a request once.
 
         Args:
-            call: what is asked.
+            call: the method.
             request: the message.
             timeout: seconds within which etcd must answer.
-            deadline: until when the request may wait for its turn.
+            deadline: until when the request may wait before it is sent.
 
         Raises:
             EtcdError: it failed.
@@ -143,15 +167,70 @@ class EtcdClient(ABC):
 
     @abstractmethod
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
-        """Send a keep-alive of a lease; where one is under way already, its answer serves both.
+        """Send a keep-alive of a lease. If one is in flight already, its answer serves both.
 
         Args:
             lease: the id of the lease.
-            answered: called with whether etcd still had the lease, which it then renewed.
-            failed: called instead where no answer came.
+            answered: called with True if etcd has renewed the lease, and with False if the lease has ended.
+            failed: called instead if no answer came.
         """
 
     @abstractmethod
+    async def _watch(self, spec: WatchSpec, deadline: float) -> Watch:
+        """Start a watch; see :meth:`watch`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close all connections."""
+
+    # Requests.
+
+    async def check(self, deadline: float) -> None:
+        """Make sure that etcd answers and accepts the user.
+
+        Raises:
+            EtcdError: the last attempt failed.
+        """
+        await self._retry(
+            lambda timeout: self._attempt(Call.STATUS, rpc_pb2.StatusRequest(), timeout, deadline), "answer", deadline
+        )
+
+    async def request(self, call: Call, message: Message, deadline: float) -> Message:
+        """Send a request until it succeeds.
+
+        Raises:
+            CompactedError: etcd has compacted the revision.
+            LeaseNotFoundError: etcd does not have the lease.
+            RendezvousConnectionError: the deadline passed, or etcd refused the request for good.
+        """
+        return await self._try_until(
+            lambda timeout: self._attempt(call, message, timeout, deadline), call.task, deadline, call is Call.REVOKE
+        )
+
+    async def keep_alive(self, lease: int, deadline: float) -> bool:
+        """Renew a lease. Returns False if it has ended. Raises as :meth:`request` does."""
+
+        async def attempt(timeout: float) -> bool:
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[bool] = loop.create_future()
+
+            def succeed(renewed: bool) -> None:
+                if not answer.done():
+                    answer.set_result(renewed)
+
+            def fail(error: EtcdError) -> None:
+                if not answer.done():
+                    answer.set_exception(error)
+
+            self.renew(lease, succeed, fail)
+            timer = loop.call_later(timeout, fail, UnavailableError("no answer to a keep-alive", self.target))
+            try:
+                return await answer
+            finally:
+                timer.cancel()
+
+        return await self._try_until(attempt, "renew a lease", deadline)
+
     async def watch(
         self,
         key: bytes,
@@ -161,94 +240,81 @@ class EtcdClient(ABC):
         deadline: float,
         revision: int = 0,
     ) -> Watch:
-        """Watch the keys from ``key`` to before ``end``; return once no change from now on can be missed.
+        """Watch the keys from ``key`` to before ``end``. Returns as soon as no change from now on can be missed.
 
         Args:
-            key: the first key.
-            end: the end of the range; empty for ``key`` alone.
-            receive: called with the changes, in their order. It may hear of a change twice.
-            lost: called once instead, where the watch is over: etcd has forgotten changes that were not heard of, or
-                refuses the watch now.
+            key: see :class:`WatchSpec`.
+            end: see :class:`WatchSpec`.
+            receive: see :class:`WatchSpec`.
+            lost: see :class:`WatchSpec`.
             deadline: until when to try.
-            revision: the first revision to hear of; what changes from now on unless given.
+            revision: see :class:`WatchSpec`.
 
         Raises:
-            RendezvousConnectionError: as for requests.
+            RendezvousConnectionError: the deadline passed, or etcd does not permit the watch.
         """
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Close all connections."""
-
-    async def request(self, call: Call, message: Message, deadline: float) -> Message:
-        """Send a request until it succeeds.
-
-        Raises:
-            EtcdError: etcd answered that the lease is gone, or the revision is.
-            RendezvousConnectionError: the deadline passed, or etcd refused for good.
-        """
-        return await self._try_until(
-            deadline,
-            call.value[0],
-            lambda timeout: self._attempt(call, message, timeout, deadline),
-            call is not Call.REVOKE,
-        )
-
-    async def keep_alive(self, lease: int, deadline: float) -> bool:
-        """Renew a lease; False where it is gone. Raises as :meth:`request` does."""
-
-        async def attempt(timeout: float) -> bool:
-            loop = asyncio.get_running_loop()
-            answer: asyncio.Future[bool] = loop.create_future()
-
-            def succeed(there: bool) -> None:
-                if not answer.done():
-                    answer.set_result(there)
-
-            def fail(error: EtcdError) -> None:
-                if not answer.done():
-                    answer.set_exception(error)
-
-            self.renew(lease, succeed, fail)
-            silence = UnavailableError(f"{self.target}: no answer to a keep-alive")
-            timer = loop.call_later(timeout, fail, silence)
-            try:
-                return await answer
-            finally:
-                timer.cancel()
-
-        return await self._try_until(deadline, "Lease/LeaseKeepAlive", attempt)
+        return await self._watch(WatchSpec(key, end, receive, lost, revision), deadline)
 
     async def _try_until(
-        self, deadline: float, name: str, attempt: Callable[[float], Awaitable[_T]], complains: bool = True
+        self, attempt: Callable[[float], Awaitable[_T]], task: str, deadline: float, quiet: bool = False
     ) -> _T:
-        """Call ``attempt`` with the seconds that it may take, until it succeeds or fails for good."""
+        """Retry until the deadline. Only the errors that callers treat on their own are raised as they are."""
+        began = asyncio.get_running_loop().time()
+        try:
+            return await self._retry(attempt, task, deadline, quiet)
+        except (LeaseNotFoundError, CompactedError):
+            raise
+        except EtcdError as exc:
+            where = f"etcd at {exc.endpoint or self.target}"
+            did = f"refused to {task}" if isinstance(exc, RefusedError) else f"did not {task}"
+            within = f" within {max(0.0, deadline - began):.3g} s" if exc.retryable else ""
+            message = f"{where} {did}{within}: {exc.reason}"
+            raise RendezvousConnectionError(message, retryable=exc.retryable) from None
+
+    async def _retry(
+        self, attempt: Callable[[float], Awaitable[_T]], task: str, deadline: float, quiet: bool = False
+    ) -> _T:
+        """Call ``attempt`` with the seconds that it may take, until it succeeds.
+
+        Args:
+            attempt: makes one attempt.
+            task: what it does, in words that follow "etcd did not".
+            deadline: until when to retry.
+            quiet: whether failures are not logged.
+
+        Raises:
+            EtcdError: an attempt failed, and retries do not help or the deadline is near.
+        """
         clock = asyncio.get_running_loop().time
-        pause, tries = 0.02, 0
+        pause, attempts = 0.02, 0
         while True:
             try:
-                # The first tries are short, so that an endpoint that swallows requests is left soon.
-                return await attempt(max(0.05, min(deadline - clock(), 5.0 * 2 ** min(tries, 4))))
+                return await attempt(
+                    max(0.05, min(deadline - clock(), self.options.attempt_timeout * 2 ** min(attempts, 4)))
+                )
             except EtcdError as exc:
-                if isinstance(exc, (LeaseNotFoundError, CompactedError)):
-                    raise
                 if not exc.retryable:
-                    refusal = RendezvousConnectionError(f"etcd refused {name}: {exc}", retryable=False)
-                    raise refusal from exc
-                tries += 1
-                if tries == _PATIENT_TRIES and complains:
-                    logger.warning("%s fails: %s; trying again", name, exc)
-                least = 0.2 if isinstance(exc, BusyError) else 0.02
-                pause = min(2.0, self._random.uniform(least, max(least, 3 * pause)))
+                    raise
+                attempts += 1
+                if not quiet:
+                    self._log_failure(exc, task, attempts)
+                shortest, longest = exc.PAUSE
+                pause = min(longest, self._random.uniform(shortest, max(shortest, 3 * pause)))
                 if clock() + pause >= deadline:
-                    raise RendezvousConnectionError(
-                        f"etcd did not answer {name} in time ({tries} tries): {exc}"
-                    ) from exc
+                    raise
             await asyncio.sleep(pause)
 
-    async def check(self, deadline: float) -> None:
-        """Make sure that etcd answers, and lets this user in. Raises RendezvousConnectionError."""
-        await self.request(Call.STATUS, rpc_pb2.StatusRequest(), deadline)
+    def _log_failure(self, error: EtcdError, task: str, attempts: int) -> None:
+        where = error.endpoint or self.target
+        if isinstance(error, NoSpaceError):
+            now = asyncio.get_running_loop().time()
+            if now >= self._no_space_logged_at + _NO_SPACE_WARNING_INTERVAL:
+                self._no_space_logged_at = now
+                logger.error("etcd at %s accepts no writes: %s; trying again", where, error.reason)
+        elif attempts == _ATTEMPTS_BEFORE_WARNING:
+            logger.warning(
+                "etcd at %s did not %s in %d attempts: %s; trying again", where, task, attempts, error.reason
+            )
 
     async def range(
         self, key: bytes, end: bytes, deadline: float, revision: int = 0, serializable: bool = False
@@ -259,14 +325,14 @@ class EtcdClient(ABC):
             key: the first key.
             end: the end of the range.
             deadline: until when to try.
-            revision: the revision to read at; the newest unless given.
-            serializable: let any member answer from what it has, which is cheaper. Only with ``revision`` is the
-                answer sure to be current: a member that does not have it yet is asked again.
+            revision: the revision to read at; 0 for the newest.
+            serializable: let any member answer from its own data, which is cheaper. The answer is sure to be current
+                only if ``revision`` is given: a member that does not have that revision yet is asked again.
         """
         found: list[KeyValue] = []
         while True:
             request = rpc_pb2.RangeRequest(
-                key=key, range_end=end, limit=PAGE, revision=revision, serializable=serializable
+                key=key, range_end=end, limit=self.options.page_size, revision=revision, serializable=serializable
             )
             answer = await self.request(Call.RANGE, request, deadline)
             revision = revision or answer.header.revision
@@ -283,12 +349,12 @@ class EtcdClient(ABC):
         *,
         deadline: float,
     ) -> Message:
-        """Carry out ``then`` where all ``conditions`` hold, else ``otherwise``; return etcd's answer."""
+        """Carry out ``then`` if all ``conditions`` hold, else ``otherwise``; return etcd's answer."""
         request = rpc_pb2.TxnRequest(compare=conditions, success=then, failure=otherwise)
         return await self.request(Call.TXN, request, deadline)
 
     async def delete(self, key: bytes, end: bytes, deadline: float) -> int:
-        """Delete the keys from ``key`` to before ``end`` (empty: ``key`` alone); return how many there were."""
+        """Delete the keys from ``key`` to before ``end`` (empty: ``key`` alone); return how many were deleted."""
         answer = await self.request(Call.DELETE, rpc_pb2.DeleteRangeRequest(key=key, range_end=end), deadline)
         return int(answer.deleted)
 
@@ -297,13 +363,8 @@ class EtcdClient(ABC):
         return int((await self.request(Call.GRANT, rpc_pb2.LeaseGrantRequest(TTL=ttl), deadline)).ID)
 
     async def revoke(self, lease: int, deadline: float) -> None:
-        """Revoke a lease, and so delete the keys that hang on it. No error where it is gone already."""
+        """Revoke a lease, which deletes the keys that are bound to it. No error if it has ended already."""
         try:
             await self.request(Call.REVOKE, rpc_pb2.LeaseRevokeRequest(ID=lease), deadline)
-        except EtcdError as exc:
-            if not isinstance(exc, LeaseNotFoundError):
-                raise
-
-
-PUT = rpc_pb2.Event.PUT
-DELETE = rpc_pb2.Event.DELETE
+        except LeaseNotFoundError:
+            pass

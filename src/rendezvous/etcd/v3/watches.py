@@ -1,0 +1,178 @@
+"""The stream that carries all watches of a client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+
+from rendezvous.api import RendezvousConnectionError
+from rendezvous.etcd.v3.client import Watch, WatchSpec
+from rendezvous.etcd.v3.endpoints import Endpoints
+from rendezvous.etcd.v3.errors import EtcdError, RefusedError, translate_watch_cancel
+from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import Message
+from rendezvous.etcd.v3.streams import Stream
+
+__all__ = ["Watches"]
+
+logger = logging.getLogger(__name__)
+
+
+class _StreamWatch(Watch):
+    def __init__(self, watches: Watches, spec: WatchSpec) -> None:
+        self._watches = watches
+        self.spec = spec
+        self.revision = spec.revision
+        """The next revision to receive."""
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.refused = False
+        """Whether etcd refused it when it was last asked."""
+        self.id: int | None = None
+        """Its number on the stream that is open now."""
+
+    def request(self) -> Message:
+        return rpc_pb2.WatchRequest(
+            create_request=rpc_pb2.WatchCreateRequest(
+                key=self.spec.key, range_end=self.spec.end, start_revision=self.revision
+            )
+        )
+
+    def cancel(self) -> None:
+        self._watches.cancel(self)
+
+
+class Watches(Stream):
+    """All watches of a client. If the stream breaks, they resume from the next revision on another one.
+
+    Args:
+        endpoints: the endpoints of the cluster.
+    """
+
+    METHOD = ("Watch/Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse)
+    # A member that loses its leader breaks the stream, rather than sending nothing.
+    METADATA = (("hasleader", "true"),)
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        super().__init__(endpoints)
+        self._watches: dict[_StreamWatch, None] = {}
+        # On the open stream: the watches that etcd has not created yet, which it answers in order, and the others.
+        self._requested: deque[_StreamWatch] = deque()
+        self._created: dict[int, _StreamWatch] = {}
+        self._reason = "no answer"
+        """Why the stream last broke."""
+
+    async def start(self, spec: WatchSpec, deadline: float) -> Watch:
+        """See :meth:`EtcdClient.watch`."""
+        loop = asyncio.get_running_loop()
+        watch = _StreamWatch(self, spec)
+        self._watches[watch] = None
+        self._open()
+        self._requested.append(watch)
+        self._outbox.put_nowait(watch.request())
+        timer = loop.call_at(deadline, self._expire, watch, deadline - loop.time())
+        try:
+            await watch.started
+        except BaseException:
+            self.cancel(watch)
+            raise
+        finally:
+            timer.cancel()
+        return watch
+
+    def _expire(self, watch: _StreamWatch, seconds: float) -> None:
+        if not watch.started.done():
+            target = self._endpoints.current.target
+            watch.started.set_exception(
+                RendezvousConnectionError(
+                    f"etcd at {target} did not start to watch '{watch.spec.name}' within {max(0.0, seconds):.3g} s: "
+                    f"{self._reason}"
+                )
+            )
+
+    def cancel(self, watch: _StreamWatch) -> None:
+        """See :meth:`Watch.cancel`."""
+        self._watches.pop(watch, None)
+        if watch.id is not None and self._created.pop(watch.id, None) is watch:
+            self._cancel(watch.id)
+
+    def _cancel(self, watch_id: int) -> None:
+        request = rpc_pb2.WatchRequest(cancel_request=rpc_pb2.WatchCancelRequest(watch_id=watch_id))
+        self._outbox.put_nowait(request)
+
+    def _needed(self) -> bool:
+        return bool(self._watches)
+
+    def _first_messages(self) -> list[Message]:
+        self._requested = deque(self._watches)
+        self._created = {}
+        return [watch.request() for watch in self._requested]
+
+    def _received(self, answer: Message) -> None:
+        watch = self._requested.popleft() if answer.created else self._created.get(answer.watch_id)
+        if answer.canceled:
+            self._canceled(answer, watch)
+        elif answer.created:
+            self._started(answer, watch)
+        elif watch is not None and answer.events:
+            watch.revision = answer.events[-1].kv.mod_revision + 1
+            try:
+                watch.spec.receive(answer.events)
+            except Exception:
+                # An error in one callback must not end the other watches.
+                logger.exception("a change under '%s' could not be processed", watch.spec.name)
+
+    def _started(self, answer: Message, watch: _StreamWatch | None) -> None:
+        if watch not in self._watches or watch is None:
+            self._cancel(answer.watch_id)
+            return
+        watch.refused = False
+        watch.id = answer.watch_id
+        self._created[watch.id] = watch
+        watch.revision = watch.revision or answer.header.revision + 1
+        if not watch.started.done():
+            watch.started.set_result(None)
+
+    def _canceled(self, answer: Message, watch: _StreamWatch | None) -> None:
+        if watch is None or watch not in self._watches:
+            return
+        if answer.compact_revision:
+            self._created.pop(answer.watch_id, None)
+            self._watches.pop(watch, None)
+            watch.spec.lost()
+            return
+        error = translate_watch_cancel(answer.cancel_reason, self._endpoints.current.target, self._endpoints.has_user)
+        if isinstance(error, RefusedError):
+            if watch.refused or not self._endpoints.has_user:
+                self._refuse(watch, error)
+            else:
+                # The token may be too old: etcd gives the same reason for that.
+                watch.refused = True
+                self._endpoints.forget_token()
+        # After it has refused a watch, etcd 3.5.1 does not serve the first watch of the same stream any more.
+        raise EtcdError(error.reason, error.endpoint, retryable=True)
+
+    def _refuse(self, watch: _StreamWatch, error: RefusedError) -> None:
+        """End one watch. The others go on."""
+        self._watches.pop(watch, None)
+        if watch.started.done():
+            watch.spec.lost()  # whoever watches gets the reason when it starts the next watch
+            return
+        refusal = RendezvousConnectionError(
+            f"etcd at {error.endpoint} refused to watch '{watch.spec.name}': {error.reason}", retryable=False
+        )
+        watch.started.set_exception(refusal)
+
+    def _broken(self, error: EtcdError) -> None:
+        self._reason = error.reason
+        if error.retryable:
+            return
+        for watch in self._watches:
+            if not watch.started.done():
+                watch.started.set_exception(
+                    RendezvousConnectionError(
+                        f"etcd at {error.endpoint or self._endpoints.current.target} did not start to watch "
+                        f"'{watch.spec.name}': {error.reason}",
+                        retryable=False,
+                    )
+                )

@@ -1,0 +1,177 @@
+"""Watches of the etcd v3 client, on real etcd servers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rendezvous.etcd.v3.client import ClientOptions
+from rendezvous.etcd.v3.operations import DELETE, PUT, prefix_end
+from rendezvous.etcd.v3.operations import put_op as put
+from tests.etcd.clients import Heard, compact, connected, on_a_loop, until, uses, watchers, within
+from tests.etcd.clusters import Cluster
+from tests.proxy import Proxy
+
+
+@on_a_loop
+async def test_a_watch_reports_all_changes_from_its_start(port, key):
+    async with connected(port) as client, connected(port) as other:
+        before = await client.put(key + b"0", b"before")
+        heard, earlier, single = Heard(), Heard(), Heard()
+        watch = await heard.watch(client, key, prefix_end(key))
+        await other.put(key + b"1", b"after")
+        await other.delete(key + b"0", b"", within())
+        await earlier.watch(client, key, prefix_end(key), revision=before)
+        await single.watch(client, key + b"1", revision=before)
+        story = [(PUT, key + b"0", b"before"), (PUT, key + b"1", b"after"), (DELETE, key + b"0", b"")]
+        await until(lambda: len(heard.changes) == 2 and len(earlier.changes) == 3 and single.changes, "all tell")
+        assert heard.changes == story[1:]
+        assert earlier.changes == story
+        assert single.changes == story[1:2]
+        watch.cancel()
+        await other.put(key + b"2")
+        await until(lambda: len(earlier.changes) == 4, "the other watch tells")
+        assert heard.changes == story[1:]
+
+
+@on_a_loop
+async def test_a_watch_resumes_over_cut_connections_and_misses_nothing(port, proxy, key):
+    async with connected(proxy.port) as client, connected(port) as writer:
+        heard, number = Heard(), 0
+        await heard.watch(client, key, prefix_end(key))
+        for _ in range(5):
+            for cut in (False, True):
+                if cut:
+                    proxy.cut()
+                for _ in range(30):
+                    number += 1
+                    if not cut and number % 60 == 15:
+                        proxy.cut()
+                        proxy.restore()
+                    await writer.txn(
+                        [], [put(key, b"%d" % number), put(key + b"twin", b"%d" % number)], deadline=within()
+                    )
+            proxy.restore()
+            last = (PUT, key + b"twin", b"%d" % number)
+            await until(lambda last=last: last in heard.changes, "the watch tells")
+        told = [(key + name, b"%d" % i) for i in range(1, number + 1) for name in (b"", b"twin")]
+        assert [(name, value) for _, name, value in heard.changes] == told
+        assert heard.lost == 0
+
+
+@on_a_loop
+async def test_a_watch_that_missed_compacted_changes_is_lost_once(server, port, proxy, key):
+    async with connected(proxy.port) as client, connected(port) as writer:
+        heard, fresh = Heard(), Heard()
+        await heard.watch(client, key)
+        await writer.put(key, b"heard")
+        await until(lambda: heard.changes, "the watch tells")
+        proxy.cut()
+        await writer.put(key, b"missed")
+        compact(server, await writer.put(key, b"last"))
+        proxy.restore()
+        await until(lambda: heard.lost, "the watch is lost")
+        await fresh.watch(client, key)
+        proxy.cut()
+        proxy.restore()
+        await writer.put(key, b"new")
+        await until(lambda: fresh.changes, "the new watch tells")
+        assert fresh.changes == [(PUT, key, b"new")]
+        assert heard.changes == [(PUT, key, b"heard")]
+        assert heard.lost == 1
+
+
+@on_a_loop
+async def test_a_watch_from_a_compacted_revision_is_lost_once(server, port, key):
+    async with connected(port) as client:
+        first = await client.put(key)
+        compact(server, await client.put(key))
+        heard = Heard()
+        await heard.watch(client, key, revision=first)
+        await until(lambda: heard.lost, "the watch is lost")
+        await uses(client, key)
+        assert (heard.lost, heard.changes) == (1, [])
+
+
+@on_a_loop
+async def test_hundreds_of_watches_on_one_stream_survive_a_reconnect(port, proxy, key):
+    names = [b"%s%03d" % (key, i) for i in range(500)]
+    async with connected(proxy.port) as client, connected(port) as writer:
+        heard = [Heard() for _ in names]
+        watches = await asyncio.gather(*(each.watch(client, name) for each, name in zip(heard, names, strict=True)))
+        for each in watches[::10]:
+            each.cancel()
+        proxy.cut()
+        await asyncio.gather(*(writer.put(name, b"1") for name in names))
+        proxy.restore()
+        for each in watches[1::10]:
+            each.cancel()
+        kept = [i for i in range(len(names)) if i % 10 > 1]
+        await until(lambda: all(heard[i].changes for i in kept), "all watches tell")
+        await asyncio.gather(*(writer.put(name, b"2") for name in names))
+        await until(lambda: all(len(heard[i].changes) > 1 for i in kept), "all watches tell again")
+        for i, (each, name) in enumerate(zip(heard, names, strict=True)):
+            assert each.changes == ([(PUT, name, b"1"), (PUT, name, b"2")] if i % 10 > 1 else [])
+            assert each.lost == 0
+        await until(lambda: watchers(port) == len(kept), "etcd ends what was cancelled")
+
+
+@on_a_loop
+async def test_a_cancelled_watch_reports_nothing_and_leaves_nothing_in_etcd(port, key):
+    async with connected(port) as client:
+        heard, kept = Heard(), Heard()
+        for patience in (0, 0, 0.001, 0.005):
+            begun = asyncio.ensure_future(heard.watch(client, key))
+            await asyncio.sleep(patience)  # the request may be on its way, or answered
+            begun.cancel()
+            if (watch := (await asyncio.gather(begun, return_exceptions=True))[0]) and hasattr(watch, "cancel"):
+                watch.cancel()
+        await kept.watch(client, key)
+        watch = await heard.watch(client, key)
+        watch.cancel()
+        watch.cancel()
+        await client.put(key)
+        await until(lambda: kept.changes, "the other watch tells")
+        await until(lambda: watchers(port) == 1, "etcd ends what was cancelled")
+        assert heard.changes == []
+
+
+@on_a_loop
+async def test_watches_that_start_while_the_connection_breaks_and_returns(port, proxy, key):
+    async with connected(proxy.port) as client, connected(port) as writer:
+        heard = []
+
+        async def begin(i):
+            heard.append(Heard())
+            await heard[-1].watch(client, key, prefix_end(key))
+
+        beginnings = []
+        for i in range(60):
+            beginnings.append(asyncio.ensure_future(begin(i)))
+            if i % 10 == 5:
+                proxy.cut()
+            if i % 10 == 9:
+                proxy.restore()
+            await asyncio.sleep(0.005)  # lets the stream come up, or not
+        await asyncio.gather(*beginnings)
+        await writer.put(key, b"end")
+        await until(lambda: all(each.changes for each in heard), "all watches tell")
+        assert all(each.changes == [(PUT, key, b"end")] for each in heard)
+        await until(lambda: watchers(port) == len(heard), "etcd has each watch once")
+
+
+@on_a_loop
+async def test_a_watch_without_changes_notices_that_its_connection_is_dead(key):
+    """Pings are sent also on a stream on which nothing comes for long."""
+    options = ClientOptions(ping_interval=0.2, ping_timeout=0.3)
+    with Cluster(1, flags=["--grpc-keepalive-min-time", "100ms"]) as server, Proxy(server.ports[0]) as proxy:
+        async with (
+            connected(proxy.port, server.ports[0], options=options) as client,
+            connected(server.ports[0]) as writer,
+        ):
+            heard = Heard()
+            await heard.watch(client, key)
+            await asyncio.sleep(2)  # more pings are sent without data than gRPC allows by default
+            proxy.stall()
+            await writer.put(key)
+            await until(lambda: heard.changes, "the watch tells")
+            proxy.resume()
