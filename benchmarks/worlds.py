@@ -257,12 +257,12 @@ def _load(plan: Plan) -> dict[str, float] | None:
 
 
 def _tls(plan: Plan) -> ssl.SSLContext | None:
-    params = plan.parameters(plan.run_id)
-    if config.one_of(params, "protocol", ("http", "https")) == "http":
+    connection = config.connection(plan.parameters(plan.run_id), config.Backend.COORDINATED)
+    if connection.protocol == "http":
         return None
-    context = ssl.create_default_context(cafile=config.existing_file(params, "ca_cert"))
-    if (certificate := config.existing_file(params, "ssl_cert")) is not None:
-        context.load_cert_chain(certificate, config.existing_file(params, "ssl_cert_key"))
+    context = ssl.create_default_context(cafile=connection.ca_cert)
+    if connection.cert is not None:
+        context.load_cert_chain(connection.cert, connection.key)
     return context
 
 

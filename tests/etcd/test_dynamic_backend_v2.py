@@ -134,17 +134,11 @@ def test_without_options_everything_is_torch_s_default(etcd, run_id):
         ({"read_timeout": "7"}, {"read_timeout": 7}),
         ({"read_timeout": 7}, {"read_timeout": 7}),
         *(({"protocol": text}, {"protocol": "http"}) for text in ("http", "HTTP", "hTTp", " http ")),
-        ({"ssl_cert": "cert"}, {"cert": "cert"}),
-        ({"ssl_cert": "cert", "ssl_cert_key": "key"}, {"cert": ("cert", "key")}),
-        ({"ssl_cert_key": "key"}, {"cert": None}),
-        ({"ca_cert": "ca"}, {"ca_cert": "ca"}),
         ({"username": "me", "password_file": "password"}, {"username": "me", "password": "secret"}),
     ],
 )
 def test_each_option_reaches_the_client(etcd, run_id, tmp_path, monkeypatch, options, expected):
     monkeypatch.chdir(tmp_path)
-    for name in ("cert", "key", "ca"):
-        (tmp_path / name).write_text("")
     (tmp_path / "password").write_text("secret\n")
     backend, _ = create_backend(params(etcd, run_id, **options))
     assert {name: backend._client._options[name] for name in expected} == expected
@@ -165,6 +159,8 @@ def test_the_protocol_may_be_https_in_any_letter_case(etcd, run_id, protocol):
         ({"read_timeout": "soon"}, "'read_timeout' must be an integer, not 'soon'"),
         ({"ssl_cert": "/nowhere"}, "'ssl_cert' names '/nowhere', which is not a file"),
         ({"ca_cert": "/nowhere"}, "'ca_cert' names '/nowhere', which is not a file"),
+        ({"ca_cert": __file__}, "'ca_cert' has no effect with 'protocol=http'"),
+        ({"ssl_cert_key": __file__, "protocol": "https"}, "'ssl_cert_key' is the key of 'ssl_cert', which is missing"),
         ({"username": "me"}, "'username' needs a password"),
     ],
 )
