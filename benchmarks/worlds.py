@@ -38,11 +38,13 @@ from rendezvous import config
 from rendezvous.api import RendezvousError
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import Call
-from rendezvous.etcd.v3.connect import CONNECTION_KEYS, connect
+from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
-_LOBBY_KEYS = (*CONNECTION_KEYS, "keep_alive_interval", "keep_alive_max_attempt")
+_LOBBY_KEYS = [
+    setting.name for setting in (*config.CONNECTION_SETTINGS, config.KEEP_ALIVE_INTERVAL, config.KEEP_ALIVE_MAX_ATTEMPT)
+]
 
 _PATIENCE = 5.0
 """What etcd's metrics and version may take, in seconds: all hosts wait for them."""

@@ -150,10 +150,24 @@ def test_the_last_call_is_shorter_than_the_time_to_join(backend, join):
     assert config.last_call_timeout(params(**{join: "10"}), backend) == 5
     assert config.last_call_timeout(params(**{join: 1}), backend) == 0.5
     assert config.last_call_timeout(params(**{join: 10}, last_call_timeout=9), backend) == 9
-    with pytest.raises(ValueError, match=f"'last_call_timeout' must be less than '{join}', .* they are 10 and 10 sec"):
-        config.check(params(**{join: 10}, last_call_timeout=10), backend)
-    with pytest.raises(ValueError, match=f"Set a shorter 'last_call_timeout' or a longer '{join}'"):
-        config.check(params(last_call_timeout=700), backend)
+
+
+@pytest.mark.parametrize("backend", [Backend.COORDINATED, Backend.DYNAMIC_V2, Backend.DYNAMIC_V3])
+def test_a_last_call_that_is_too_long_is_an_error(backend):
+    reason = r"'last_call_timeout' must be less than 'join_timeout', .* they are 10 and 10 seconds"
+    for use in (config.check, config.last_call_timeout):
+        with pytest.raises(ValueError, match=reason):
+            use(params(join_timeout=10, last_call_timeout=10), backend)
+        with pytest.raises(ValueError, match="Set a shorter 'last_call_timeout' or a longer 'join_timeout'"):
+            use(params(last_call_timeout=700), backend)
+
+
+def test_a_last_call_that_is_too_long_is_warned_about_on_the_legacy_backend(caplog):
+    given = params(timeout=10, last_call_timeout=10)
+    config.check(given, Backend.LEGACY)
+    assert config.last_call_timeout(given, Backend.LEGACY) == 10
+    assert len(caplog.messages) == 1
+    assert "'last_call_timeout' must be less than 'timeout'" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from rendezvous.dynamic.backend_v2 import EtcdRendezvousBackend, create_backend
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v2.client import EtcdClient
 from tests.backends import BackendContract
+from tests.etcd.clusters import Certificates, Cluster
 from tests.proxy import Proxy
 
 
@@ -142,6 +144,21 @@ def test_each_option_reaches_the_client(etcd, run_id, tmp_path, monkeypatch, opt
     (tmp_path / "password").write_text("secret\n")
     backend, _ = create_backend(params(etcd, run_id, **options))
     assert {name: backend._client._options[name] for name in expected} == expected
+
+
+def test_tls_with_a_client_certificate(run_id, tmp_path):
+    tls = Certificates(tmp_path, mutual=True)
+    both = tmp_path / "both.pem"
+    both.write_text(Path(tls.cert).read_text() + Path(tls.key).read_text())
+    trust = {"protocol": "https", "ca_cert": tls.ca, "read_timeout": 5}
+    with Cluster(1, tls, ["--enable-v2"]) as cluster:
+        for files in ({"ssl_cert": tls.cert, "ssl_cert_key": tls.key}, {"ssl_cert": str(both)}):
+            given = RendezvousParameters("etcd-v2", cluster.endpoint, run_id, 1, 1, **trust, **files)
+            backend, _ = create_backend(given)
+            assert backend.get_state() is None or backend.get_state()[0] == b"state"
+            backend.set_state(b"state")
+        with pytest.raises(RendezvousConnectionError, match="no etcd answers at https://"):
+            create_backend(RendezvousParameters("etcd-v2", cluster.endpoint, run_id, 1, 1, **trust))
 
 
 @pytest.mark.parametrize("protocol", ["HTTPS", "https"])

@@ -16,6 +16,7 @@ from rendezvous.api import RendezvousParameters
 from rendezvous.config.setting import Backend, Boolean, Choice, File, Integer, Secret, Setting, Text, unprintable
 
 __all__ = [
+    "CONNECTION_SETTINGS",
     "PASSWORD_VARIABLE",
     "SETTINGS",
     "Backend",
@@ -187,6 +188,11 @@ SETTINGS: tuple[Setting[Any], ...] = (
 )
 """All configuration keys. A name that several backends use differently is declared once for each meaning."""
 
+CONNECTION_SETTINGS: tuple[Setting[Any], ...] = (
+    *(PROTOCOL, CA_CERT, SSL_CERT, SSL_CERT_KEY, USERNAME, PASSWORD_FILE, PASSWORD, READ_TIMEOUT, PREFIX),
+)
+"""The settings of a connection to etcd's v3 API and of the keys there, which do not depend on a protocol."""
+
 # torchrun adds these to every configuration, whatever the backend.
 _LAUNCHER_KEYS = ("timeout", "rank", "is_host")
 
@@ -197,7 +203,7 @@ def settings_of(*backends: Backend) -> list[Setting[Any]]:
 
 
 def check(params: RendezvousParameters, backend: Backend) -> None:
-    """Check the run id, the address of the node and every configuration value, and warn about unknown keys.
+    """Check the run id, the address of the node and every configuration value, and warn about what has no effect.
 
     Raises:
         ValueError: a value is malformed or out of range, or two values contradict each other.
@@ -209,17 +215,19 @@ def check(params: RendezvousParameters, backend: Backend) -> None:
             raise ValueError(f"The {what} must not contain {problem}; it is {text!r}.")
     for setting in settings_of(backend):
         setting.read(params)
-    last_call_timeout(params, backend)
+    if backend is not Backend.LEGACY:
+        last_call_timeout(params, backend)
     _check_tls(params, backend)
     _check_user(params)
     _warn_of_unknown_keys(params, backend)
 
 
 def last_call_timeout(params: RendezvousParameters, backend: Backend) -> float:
-    """Return the seconds of the last call; by default 30, but at most half of the time within which a round must form.
+    """Return the seconds of the last call; by default 30, but at most half of the join timeout.
 
     Raises:
-        ValueError: it is not less than that time.
+        ValueError: it is not less than the join timeout. The legacy backend only warns, since torch accepts it and a
+            round that reaches the maximum number of nodes completes nevertheless.
     """
     legacy = backend is Backend.LEGACY
     setting, limit = (LEGACY_LAST_CALL_TIMEOUT, LEGACY_TIMEOUT) if legacy else (LAST_CALL_TIMEOUT, JOIN_TIMEOUT)
@@ -227,10 +235,13 @@ def last_call_timeout(params: RendezvousParameters, backend: Backend) -> float:
     if params.get(setting.name) is None:
         return min(last_call, join / 2)
     if last_call >= join:
-        raise setting.error(
-            f"must be less than '{limit.name}', or no round could complete in time: they are {last_call} and {join} "
-            f"seconds. Set a shorter '{setting.name}' or a longer '{limit.name}'"
+        error = setting.error(
+            f"must be less than '{limit.name}', or a round below the maximum number of nodes cannot complete in time: "
+            f"they are {last_call} and {join} seconds. Set a shorter '{setting.name}' or a longer '{limit.name}'"
         )
+        if not legacy:
+            raise error
+        logger.warning("%s", error)
     return last_call
 
 
