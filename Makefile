@@ -17,45 +17,55 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo etcd test lint test-compiled test-pure test-netns test-lowest messages wheels bench bench-full clean
+.PHONY: help demo etcd test lint test-compiled test-pure test-netns test-lowest messages wheels bench bench-full clean readme
 
 help:
-	@echo 'make demo          form a world of 64 nodes on an etcd of its own'
+	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
 	@echo 'make test-lowest   the tests of what uses dependencies, with the lowest versions that pyproject.toml allows'
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
+	@echo 'make readme        write the table of configuration keys into README.md'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
 	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour and a half'
 	@echo 'make clean         remove what the others made'
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed"'
-	$(PYTHON) -m venv $(VENV)
+	@echo 'Creating the virtual environment $(VENV) (a few seconds).'
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed"'
+	@$(PYTHON) -m venv $(VENV)
 
 # Editable: changes of Python code need no new build, changes of Cython code make one.
 $(VENV)/.built: $(SOURCES) | $(VENV)/bin/python
-	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python -m pip install -q -e '.[server]'
-	touch $@
+	@echo 'Installing the dependencies and etcd, and compiling the core (about a minute).'
+	@RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python -m pip install -q -e '.[server]'
+	@touch $@
 
 $(VENV)/.built-release: $(VENV)/.built
+	@echo 'Installing what builds and checks wheels (about half a minute).'
 	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python -m pip install -q -e '.[release]'
 	touch $@
 
 $(VENV)/.built-dev: $(VENV)/.built
+	@echo 'Installing torch and what the tests need (several minutes: torch is large).'
 	$(BIN)/python -m pip install -q '$(TORCH)'
 	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.built
-	$(BIN)/rendezvous demo --nodes 64
+	@echo 'Running the demo (about half a minute).'
+	@$(BIN)/rendezvous demo --nodes 64
+
+readme: $(VENV)/.built
+	$(BIN)/python tools/readme.py
 
 test: lint test-compiled test-pure
 
 lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .
+	$(BIN)/python tools/readme.py --check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest $(addprefix rendezvous._core.,_roster_c _state_c _swap_c)

@@ -141,7 +141,7 @@ class Plan:
     @property
     def timeout(self) -> int:
         """Seconds for all hosts to come, and for each world to form."""
-        return config.positive_int(self.parameters(self.run_id), "join_timeout", 600)
+        return config.JOIN_TIMEOUT.read(self.parameters(self.run_id))
 
     def parameters(self, run_id: str, *keys: str) -> RendezvousParameters:
         """Return a configuration of ``etcd-v3`` in which all hosts must come; with only ``keys`` of it, where given."""

@@ -38,11 +38,13 @@ from rendezvous import config
 from rendezvous.api import RendezvousError
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import Call
-from rendezvous.etcd.v3.connect import CONNECTION_KEYS, connect
+from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
-_LOBBY_KEYS = (*CONNECTION_KEYS, "keep_alive_interval", "keep_alive_max_attempt")
+_LOBBY_KEYS = [
+    setting.name for setting in (*config.CONNECTION_SETTINGS, config.KEEP_ALIVE_INTERVAL, config.KEEP_ALIVE_MAX_ATTEMPT)
+]
 
 _PATIENCE = 5.0
 """What etcd's metrics and version may take, in seconds: all hosts wait for them."""
@@ -257,12 +259,12 @@ def _load(plan: Plan) -> dict[str, float] | None:
 
 
 def _tls(plan: Plan) -> ssl.SSLContext | None:
-    params = plan.parameters(plan.run_id)
-    if config.one_of(params, "protocol", ("http", "https")) == "http":
+    connection = config.connection(plan.parameters(plan.run_id), config.Backend.COORDINATED)
+    if connection.protocol == "http":
         return None
-    context = ssl.create_default_context(cafile=config.existing_file(params, "ca_cert"))
-    if (certificate := config.existing_file(params, "ssl_cert")) is not None:
-        context.load_cert_chain(certificate, config.existing_file(params, "ssl_cert_key"))
+    context = ssl.create_default_context(cafile=connection.ca_cert)
+    if connection.cert is not None:
+        context.load_cert_chain(connection.cert, connection.key)
     return context
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 
 import rendezvous
@@ -14,7 +16,7 @@ from rendezvous.store import PrefixStore, Store
 
 
 class DictStore(Store):
-    """The smallest store there can be: what is tested here is what stands on top of it."""
+    """A store in memory, for the tests of what is built on a store."""
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
@@ -65,6 +67,18 @@ def test_the_public_names_are_there():
     assert all(hasattr(rendezvous, name) for name in rendezvous.__all__)
 
 
+def test_the_version_is_that_of_the_distribution():
+    assert rendezvous.__version__ == importlib.metadata.version("etcd-rendezvous")
+    with pytest.raises(AttributeError, match="module 'rendezvous' has no attribute 'nothing'"):
+        _ = rendezvous.nothing
+
+
+def test_the_repr_of_the_result_of_a_round():
+    info = RendezvousInfo(DictStore(), 1, 8, RendezvousStoreInfo("fe80::1", 29500))
+    assert repr(info) == "RendezvousInfo(rank=1, world_size=8, bootstrap=[fe80::1]:29500)"
+    assert repr(RendezvousInfo(DictStore(), 0, 1, None)) == "RendezvousInfo(rank=0, world_size=1, bootstrap=None)"
+
+
 @pytest.mark.parametrize(
     ("backend", "least", "most", "reason"),
     [("", 1, 2, "must not be empty"), ("b", 0, 2, "at least 1, not 0"), ("b", 3, 2, r"maximum number of nodes \(2\)")],
@@ -91,7 +105,7 @@ def test_false(value):
 
 
 @pytest.mark.parametrize("value", ["", "maybe", "2", 2, -1, 1.0, []])
-def test_neither_true_nor_false(value):
+def test_another_value_than_a_boolean(value):
     with pytest.raises(ValueError, match="'key' must be a truth value"):
         params(key=value).get_as_bool("key")
 
@@ -108,7 +122,7 @@ def test_int(value, expected):
     assert params(key=value).get_as_int("key") == expected
 
 
-@pytest.mark.parametrize("value", ["a", "", "1.5", "3x", []])
+@pytest.mark.parametrize("value", ["a", "", "1.5", "3x", [], float("inf"), float("nan")])
 def test_not_an_int(value):
     with pytest.raises(ValueError, match="'key' must be an integer"):
         params(key=value).get_as_int("key")
@@ -140,7 +154,7 @@ class Handler(RendezvousHandler):
         return True
 
 
-def test_the_registry_makes_what_was_registered():
+def test_the_registry_creates_a_handler_of_a_registered_backend():
     registry = RendezvousHandlerRegistry()
 
     def create(given):
@@ -153,7 +167,7 @@ def test_the_registry_makes_what_was_registered():
     assert handler.use_agent_store is False
 
 
-def test_the_registry_refuses_what_it_must():
+def test_the_registry_refuses_what_is_wrong():
     registry = RendezvousHandlerRegistry()
     registry.register("backend", lambda given: Handler("other"))
     with pytest.raises(ValueError, match="must not be empty"):

@@ -78,7 +78,7 @@ def test_a_handler_of_another_package_is_found(package):
         assert handler.params.get("run") == run
 
 
-def test_a_handler_of_another_package_must_be_of_the_backend_asked_for(package):
+def test_a_handler_of_another_package_must_be_of_the_requested_backend(package):
     with pytest.raises(RuntimeError, match="for the rendezvous backend 'out-of-tree' is of backend 'another'"):
         get_rendezvous_handler(params("out-of-tree", answer="another"))
 
@@ -89,6 +89,6 @@ def test_a_package_that_cannot_be_loaded_is_named(package, backend, reason):
         get_rendezvous_handler(params(backend))
 
 
-def test_an_unknown_backend_is_answered_with_those_that_there_are():
+def test_the_error_for_an_unknown_backend_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'etcd-v4' is not registered; registered are: .*etcd-v2, etcd-v3"):
         get_rendezvous_handler(params("etcd-v4"))

@@ -57,7 +57,7 @@ def test_several_endpoints():
     assert parse_rendezvous_endpoints("a:1, b ,[::1]:3,a:1", 9) == [("a", 1), ("b", 9), ("::1", 3)]
     assert parse_rendezvous_endpoints("", 9) == [("localhost", 9)]
     for text in ("a,,b", "a,", ","):
-        with pytest.raises(ValueError, match="holds an empty one"):
+        with pytest.raises(ValueError, match="contains an empty one"):
             parse_rendezvous_endpoints(text, 9)
 
 

@@ -1,4 +1,4 @@
-"""The interface: handlers, what they return, what they take, and what they raise.
+"""The interface that all backends share: handlers, their parameters, their results and their errors.
 
 Names, signatures and meanings are those of ``torch.distributed.elastic.rendezvous.api``.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rendezvous.utils import get_free_port
+from rendezvous.utils import format_endpoint, get_free_port
 
 if TYPE_CHECKING:
     from rendezvous.store import Store
@@ -34,23 +34,23 @@ __all__ = [
 
 
 class RendezvousError(Exception):
-    """The base of all errors of a rendezvous."""
+    """Base class of all errors of a rendezvous."""
 
 
 class RendezvousClosedError(RendezvousError):
-    """The rendezvous is closed: no round will form any more."""
+    """The rendezvous is closed: no further round will form."""
 
 
 class RendezvousTimeoutError(RendezvousError):
-    """The rendezvous did not complete in time."""
+    """No round became complete within the join timeout, or another operation within its own timeout."""
 
 
 class RendezvousConnectionError(RendezvousError):
-    """The store that holds the rendezvous cannot be reached.
+    """etcd cannot be reached, or refused the user.
 
     Args:
         message: what failed, and where.
-        retryable: whether the same call may succeed later; False if the store refused the user.
+        retryable: whether the same call may succeed later; False if etcd refused the user.
     """
 
     def __init__(self, *message: object, retryable: bool = True) -> None:
@@ -59,16 +59,16 @@ class RendezvousConnectionError(RendezvousError):
 
 
 class RendezvousStateError(RendezvousError):
-    """The state of the rendezvous is damaged, or was not written by this kind of node."""
+    """What is stored in etcd is damaged, or was written by something else than this rendezvous."""
 
 
 class RendezvousGracefulExitError(RendezvousError):
-    """The rendezvous closed while this node stood by; it was not needed, and nothing failed."""
+    """The rendezvous was closed while this node waited as a spare. Nothing failed."""
 
 
 @dataclass
 class RendezvousStoreInfo:
-    """Where the workers of a round meet: the address and port of rank 0's store."""
+    """The bootstrap of a round: the address and port of rank 0, where the workers meet."""
 
     MASTER_ADDR_KEY: ClassVar[str] = "MASTER_ADDR"
     MASTER_PORT_KEY: ClassVar[str] = "MASTER_PORT"
@@ -82,11 +82,11 @@ class RendezvousStoreInfo:
         Args:
             rank: the rank of this node.
             store: the store of the round.
-            local_addr: the address of this node; its fully qualified host name unless given.
-            server_port: the port of the store that rank 0 shares; a free one unless given.
+            local_addr: the address of this node; its fully qualified host name by default.
+            server_port: the port of the store that rank 0 serves; a free port by default.
 
         Raises:
-            LookupError: rank 0 did not publish its address within the time-out of ``store``.
+            LookupError: rank 0 did not publish its address within the timeout of ``store``.
         """
         if rank == 0:
             addr = local_addr or socket.getfqdn()
@@ -101,7 +101,7 @@ class RendezvousStoreInfo:
 
 
 class RendezvousInfo:
-    """The outcome of a round for one node."""
+    """The result of a round for one node."""
 
     def __init__(
         self, store: Store, rank: int, world_size: int, bootstrap_store_info: RendezvousStoreInfo | None
@@ -111,9 +111,14 @@ class RendezvousInfo:
         self._world_size = world_size
         self._bootstrap_store_info = bootstrap_store_info
 
+    def __repr__(self) -> str:
+        bootstrap = self._bootstrap_store_info
+        at = "None" if bootstrap is None else format_endpoint(bootstrap.master_addr, bootstrap.master_port)
+        return f"RendezvousInfo(rank={self._rank}, world_size={self._world_size}, bootstrap={at})"
+
     @property
     def store(self) -> Store:
-        """The key-value store of the round."""
+        """The round's key-value store."""
         return self._store
 
     @property
@@ -128,12 +133,12 @@ class RendezvousInfo:
 
     @property
     def bootstrap_store_info(self) -> RendezvousStoreInfo | None:
-        """Where the workers of the round meet."""
+        """The address and port where the workers of the round meet; None if the backend provides none."""
         return self._bootstrap_store_info
 
 
 class RendezvousHandler(ABC):
-    """Takes one node through the rounds of a rendezvous."""
+    """One node's part in the rounds of a rendezvous."""
 
     @abstractmethod
     def get_backend(self) -> str:
@@ -141,52 +146,53 @@ class RendezvousHandler(ABC):
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether the address that :meth:`next_rendezvous` returns is that of a store that already runs."""
+        """Whether a store already runs at the address that :meth:`next_rendezvous` returns."""
         return False
 
     @abstractmethod
     def next_rendezvous(self) -> RendezvousInfo:
-        """Leave the round this node is in, if any, and wait until it is part of a complete one.
+        """Leave the current round, if this node is a member of one, and wait until it is a member of a complete round.
 
         Raises:
             RendezvousClosedError: the rendezvous is closed.
-            RendezvousConnectionError: the store cannot be reached.
-            RendezvousStateError: the state is damaged or foreign.
-            RendezvousTimeoutError: no round was complete in time.
+            RendezvousConnectionError: etcd cannot be reached.
+            RendezvousGracefulExitError: the rendezvous was closed while this node waited as a spare.
+            RendezvousStateError: what is stored in etcd is damaged, or was written by something else.
+            RendezvousTimeoutError: no round became complete within the join timeout.
         """
 
     @abstractmethod
     def is_closed(self) -> bool:
-        """Return whether the rendezvous is known to be closed. Closing spreads in time: do not synchronise on it."""
+        """Return whether this node knows that the rendezvous is closed. Nodes learn it at different times."""
 
     @abstractmethod
     def set_closed(self) -> None:
-        """Close the rendezvous for all nodes, for good."""
+        """Close the rendezvous for all nodes. It cannot be opened again."""
 
     @abstractmethod
     def num_nodes_waiting(self) -> int:
-        """Return how many nodes wait for the next round; a caller that sees any re-joins to take them in."""
+        """Return the number of nodes that wait for the next round. If it is not 0, the caller should join again."""
 
     @abstractmethod
     def get_run_id(self) -> str:
-        """Return the run id: the name of the job, the same on all its nodes."""
+        """Return the run id, which is the same on all nodes of the job."""
 
     @abstractmethod
     def shutdown(self) -> bool:
-        """Close the rendezvous and free what the handler holds; False where that failed."""
+        """Close the rendezvous and release the handler's resources. Return False if closing failed."""
 
 
 class RendezvousParameters:
-    """What a handler is made from.
+    """The parameters of a handler.
 
     Args:
         backend: the name of the backend.
-        endpoint: ``host[:port]``, several separated by commas.
-        run_id: the name of the job.
-        min_nodes: the least number of nodes of a round, from 1.
-        max_nodes: the greatest number of nodes of a round, from ``min_nodes``.
-        local_addr: the address of this node; its fully qualified host name unless given.
-        **kwargs: the backend's configuration (DESIGN, section 6, lists the keys).
+        endpoint: ``host[:port]`` of etcd; several endpoints are separated by commas.
+        run_id: the name of the job, which is the same on all its nodes.
+        min_nodes: the minimum number of nodes of a round, at least 1.
+        max_nodes: the maximum number of nodes of a round, at least ``min_nodes``.
+        local_addr: the address of this node; its fully qualified host name by default.
+        **kwargs: the backend's configuration; ``rendezvous config`` lists the keys.
 
     Raises:
         ValueError: an argument is out of range.
@@ -214,11 +220,11 @@ class RendezvousParameters:
         self.local_addr = local_addr
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the configuration value of ``key``, or ``default`` where there is none."""
+        """Return the configuration value of ``key``, or ``default`` if there is none."""
         return self.config.get(key, default)
 
     def get_as_bool(self, key: str, default: bool | None = None) -> bool | None:
-        """Return the value of ``key`` as a truth value: 1/0, true/false, t/f, yes/no, y/n, in any letter case.
+        """Return the value of ``key`` as a boolean: 1/0, true/false, t/f, yes/no or y/n, in any letter case.
 
         Raises:
             ValueError: the value is none of these.
@@ -246,14 +252,14 @@ class RendezvousParameters:
             return value
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise ValueError(
                 f"The rendezvous configuration option '{key}' must be an integer, not '{value}'."
             ) from None
 
 
 def check_nodes(min_nodes: int, max_nodes: int) -> None:
-    """Raise ValueError unless ``1 <= min_nodes <= max_nodes``."""
+    """Raise ValueError if ``1 <= min_nodes <= max_nodes`` does not hold."""
     if min_nodes < 1:
         raise ValueError(f"The minimum number of nodes must be at least 1, not {min_nodes}.")
     if max_nodes < min_nodes:
@@ -264,7 +270,7 @@ RendezvousHandlerCreator = Callable[[RendezvousParameters], RendezvousHandler]
 
 
 class RendezvousHandlerRegistry:
-    """Backend names and what makes their handlers."""
+    """Creators of handlers, by the name of their backend."""
 
     def __init__(self) -> None:
         self._registry: dict[str, RendezvousHandlerCreator] = {}
@@ -273,10 +279,10 @@ class RendezvousHandlerRegistry:
         return backend in self._registry
 
     def register(self, backend: str, creator: RendezvousHandlerCreator) -> None:
-        """Have ``creator`` make the handlers of ``backend``.
+        """Register ``creator`` as the function that creates the handlers of ``backend``.
 
         Raises:
-            ValueError: the name is empty, or another creator has it.
+            ValueError: the name is empty, or is registered with another creator.
         """
         if not backend:
             raise ValueError("The name of the rendezvous backend must not be empty.")
@@ -288,11 +294,11 @@ class RendezvousHandlerRegistry:
             )
 
     def create_handler(self, params: RendezvousParameters) -> RendezvousHandler:
-        """Make the handler that ``params.backend`` names.
+        """Create a handler of the backend ``params.backend``.
 
         Raises:
             ValueError: no such backend is registered.
-            RuntimeError: the handler says that it is of another backend.
+            RuntimeError: the creator returned a handler of another backend.
         """
         creator = self._registry.get(params.backend)
         if creator is None:
@@ -303,11 +309,11 @@ class RendezvousHandlerRegistry:
         handler = creator(params)
         if handler.get_backend() != params.backend:
             raise RuntimeError(
-                f"The handler made for the rendezvous backend '{params.backend}' is of backend "
+                f"The handler that was created for the rendezvous backend '{params.backend}' is of backend "
                 f"'{handler.get_backend()}'."
             )
         return handler
 
 
 rendezvous_handler_registry = RendezvousHandlerRegistry()
-"""The registry that launchers use."""
+"""The registry that :func:`rendezvous.get_rendezvous_handler` uses."""

@@ -1,4 +1,4 @@
-"""The handlers of this project, and those of other packages, by the name of their backend."""
+"""Backends by name: those of this project, and those of other packages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def _register_out_of_tree(backend: str) -> None:
         except Exception as exc:
             raise ValueError(
                 f"The rendezvous backend '{backend}' cannot be loaded: the plugin '{entry_point.value}' of the "
-                f"entry-point group '{_OUT_OF_TREE_GROUP}' fails with {type(exc).__name__}: {exc}"
+                f"entry-point group '{_OUT_OF_TREE_GROUP}' fails with {type(exc).__name__}: {exc}. Update or uninstall "
+                f"the package that contains it."
             ) from exc
         rendezvous_handler_registry.register(backend, creator)
 
@@ -53,12 +54,12 @@ def _register_out_of_tree(backend: str) -> None:
 def get_rendezvous_handler(params: RendezvousParameters) -> RendezvousHandler:
     """Return a new handler of the backend that ``params`` names.
 
-    A backend that is not registered is looked for where torchrun looks too: in the entry-point group
-    ``torchrun.handlers`` of the installed packages.
+    A backend that is not registered may be provided by another installed package, in the entry-point group
+    ``torchrun.handlers``, which torchrun reads too.
 
     Raises:
-        ValueError: the backend is not known, its plugin cannot be loaded, or its configuration is wrong.
-        RendezvousConnectionError: the backend cannot be reached.
+        ValueError: the backend is unknown, its plugin cannot be loaded, or its configuration is wrong.
+        RendezvousConnectionError: etcd cannot be reached.
     """
     if params.backend not in rendezvous_handler_registry:
         _register_out_of_tree(params.backend)

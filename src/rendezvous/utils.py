@@ -24,8 +24,8 @@ def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[
     """Split one endpoint into its host and port.
 
     Args:
-        endpoint: ``host``, ``host:port``, ``[ipv6]`` or ``[ipv6]:port``; ``None`` or blank means ``localhost``.
-        default_port: the port where the endpoint names none.
+        endpoint: ``host``, ``host:port``, ``[ipv6]`` or ``[ipv6]:port``; None or a blank text means ``localhost``.
+        default_port: the port if the endpoint does not contain one.
 
     Returns:
         The host (an IPv6 address without its brackets) and the port.
@@ -39,7 +39,7 @@ def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[
     if "://" in text:
         raise ValueError(
             f"The rendezvous endpoint '{text}' starts with a scheme; give host:port only and choose the scheme "
-            f"with the configuration key 'protocol' (http or https)."
+            f"with the configuration option 'protocol' (http or https)."
         )
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
@@ -48,7 +48,7 @@ def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[
         port = rest[1:] if rest else None
     elif text.count(":") > 1:
         raise ValueError(
-            f"The rendezvous endpoint '{text}' holds more than one colon; put an IPv6 address into brackets: "
+            f"The rendezvous endpoint '{text}' contains more than one colon; put an IPv6 address into brackets: "
             f"[address]:port."
         )
     else:
@@ -71,34 +71,34 @@ def _parse_port(port: str, endpoint: str) -> int:
 
 
 def parse_rendezvous_endpoints(endpoints: str | None, default_port: int) -> list[tuple[str, int]]:
-    """Split a comma-separated list of endpoints; each as in :func:`parse_rendezvous_endpoint`.
+    """Split a comma-separated list of endpoints, each of the form that :func:`parse_rendezvous_endpoint` takes.
 
     Returns:
-        At least one host and port, in the order given, repeated ones once.
+        At least one host and port, in their order, without duplicates.
 
     Raises:
-        ValueError: one of them is malformed or empty.
+        ValueError: an endpoint is malformed or empty.
     """
     parts = (endpoints or "").split(",")
     if len(parts) > 1 and not all(part.strip() for part in parts):
-        raise ValueError(f"The list of rendezvous endpoints '{endpoints}' holds an empty one.")
+        raise ValueError(f"The list of rendezvous endpoints '{endpoints}' contains an empty one.")
     return list(dict.fromkeys(parse_rendezvous_endpoint(part, default_port) for part in parts))
 
 
 def format_endpoint(host: str, port: int) -> str:
-    """Join host and port, the reverse of :func:`parse_rendezvous_endpoint`."""
+    """Join host and port: the inverse of :func:`parse_rendezvous_endpoint`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def natural_key(host: str) -> tuple[bytes | int, ...]:
-    """Sort key that puts ``node-2`` before ``node-10``: text and numbers in turn, text first."""
+    """Return a sort key that puts ``node-2`` before ``node-10``: text and numbers alternate, text first."""
     parts: list[bytes | int] = list(_DIGITS.split(host.encode()))
     parts[1::2] = map(int, parts[1::2])
     return tuple(parts)
 
 
 def get_free_port(host: str = "") -> int:
-    """Return a TCP port that was free a moment ago on ``host`` (all interfaces unless given)."""
+    """Return a TCP port that was free just now on ``host`` (by default: on all interfaces)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
@@ -107,7 +107,12 @@ def get_free_port(host: str = "") -> int:
 
 
 def listed(names: Sequence[str], count: int | None = None) -> str:
-    """Return the first few of ``names`` in one line, and how many more there are of ``count`` (all) in all."""
+    """Return the first of ``names`` in one line, and how many more there are.
+
+    Args:
+        names: the names, or the first of them.
+        count: the number of all names; ``len(names)`` by default.
+    """
     shown = names[:_NAMES_SHOWN]
     more = (len(names) if count is None else count) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

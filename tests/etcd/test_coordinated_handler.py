@@ -308,8 +308,8 @@ def test_an_unknown_key_is_warned_about_with_the_nearest(etcd3, caplog):
     with caplog.at_level(logging.WARNING, "rendezvous"):
         get_rendezvous_handler(params)
     assert caplog.messages == [
-        "the rendezvous backend 'etcd-v3' does not know the configuration option 'rank_polcy'; did you mean "
-        "'rank_policy'?"
+        "the configuration option 'rank_polcy' is ignored: the rendezvous backend 'etcd-v3' does not have it; did you "
+        "mean 'rank_policy'?"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from rendezvous.dynamic.backend_v2 import EtcdRendezvousBackend, create_backend
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v2.client import EtcdClient
 from tests.backends import BackendContract
+from tests.etcd.clusters import Certificates, Cluster
 from tests.nodes import BOUND, in_thread
 from tests.proxy import Proxy
 
@@ -148,20 +150,29 @@ def test_the_defaults_are_torch_s(etcd, run_id):
         ({"read_timeout": "7"}, {"read_timeout": 7}),
         ({"read_timeout": 7}, {"read_timeout": 7}),
         *(({"protocol": text}, {"protocol": "http"}) for text in ("http", "HTTP", "hTTp", " http ")),
-        ({"ssl_cert": "cert"}, {"cert": "cert"}),
-        ({"ssl_cert": "cert", "ssl_cert_key": "key"}, {"cert": ("cert", "key")}),
-        ({"ssl_cert_key": "key"}, {"cert": None}),
-        ({"ca_cert": "ca"}, {"ca_cert": "ca"}),
         ({"username": "me", "password_file": "password"}, {"username": "me", "password": "secret"}),
     ],
 )
 def test_each_option_reaches_the_client(etcd, run_id, tmp_path, monkeypatch, options, expected):
     monkeypatch.chdir(tmp_path)
-    for name in ("cert", "key", "ca"):
-        (tmp_path / name).write_text("")
     (tmp_path / "password").write_text("secret\n")
     backend, _ = create_backend(params(etcd, run_id, **options))
     assert {name: backend._client._options[name] for name in expected} == expected
+
+
+def test_tls_with_a_client_certificate(run_id, tmp_path):
+    tls = Certificates(tmp_path, mutual=True)
+    both = tmp_path / "both.pem"
+    both.write_text(Path(tls.cert).read_text() + Path(tls.key).read_text())
+    trust = {"protocol": "https", "ca_cert": tls.ca, "read_timeout": 5}
+    with Cluster(1, tls, ["--enable-v2"]) as cluster:
+        for files in ({"ssl_cert": tls.cert, "ssl_cert_key": tls.key}, {"ssl_cert": str(both)}):
+            given = RendezvousParameters("etcd-v2", cluster.endpoint, run_id, 1, 1, **trust, **files)
+            backend, _ = create_backend(given)
+            assert backend.get_state() is None or backend.get_state()[0] == b"state"
+            backend.set_state(b"state")
+        with pytest.raises(RendezvousConnectionError, match="no etcd answers at https://"):
+            create_backend(RendezvousParameters("etcd-v2", cluster.endpoint, run_id, 1, 1, **trust))
 
 
 @pytest.mark.parametrize("protocol", ["HTTPS", "https"])
@@ -179,6 +190,8 @@ def test_the_protocol_may_be_https_in_any_letter_case(etcd, run_id, protocol):
         ({"read_timeout": "soon"}, "'read_timeout' must be an integer, not 'soon'"),
         ({"ssl_cert": "/nowhere"}, "'ssl_cert' names '/nowhere', which is not a file"),
         ({"ca_cert": "/nowhere"}, "'ca_cert' names '/nowhere', which is not a file"),
+        ({"ca_cert": __file__}, "'ca_cert' has no effect with 'protocol=http'"),
+        ({"ssl_cert_key": __file__, "protocol": "https"}, "'ssl_cert_key' is the key of 'ssl_cert', which is missing"),
         ({"username": "me"}, "'username' needs a password"),
     ],
 )

@@ -21,28 +21,19 @@ from rendezvous.api import (
     RendezvousParameters,
     RendezvousStoreInfo,
 )
+from rendezvous.config import Backend
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord, run_keys
 from rendezvous.coordinated.rules import Limits, RankPolicy
 from rendezvous.coordinated.store import EtcdStore
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import EtcdClient
-from rendezvous.etcd.v3.connect import CONNECTION_KEYS, connect
+from rendezvous.etcd.v3.connect import connect
 from rendezvous.utils import get_free_port
 
 __all__ = ["CoordinatedRendezvousHandler", "create_handler"]
 
 logger = logging.getLogger(__name__)
-
-_KEYS = (
-    *CONNECTION_KEYS,
-    "rank_policy",
-    "topology",
-    "rank_hint",
-    "node_unit",
-    "on_node_loss",
-    "upscale",
-)
 
 
 class CoordinatedRendezvousHandler(RendezvousHandler):
@@ -154,42 +145,38 @@ def create_handler(
 ) -> CoordinatedRendezvousHandler:
     """Make a handler from a configuration.
 
-    Configuration, beside that of :func:`rendezvous.etcd.v3.connect.connect`: ``join_timeout`` (600),
-    ``last_call_timeout`` (30), ``close_timeout`` (30), ``keep_alive_interval`` (5), all in whole seconds;
-    ``keep_alive_max_attempt`` (3); ``rank_policy`` (host, stable or arrival); ``topology``, a path such as
-    ``pod1/rack3/switch2``; ``rank_hint``, an integer; ``node_unit`` (1); ``on_node_loss`` (reform or ignore);
-    ``upscale`` (true). ``heartbeat_timeout`` is accepted and has no meaning here.
+    ``rendezvous config --backend etcd-v3`` lists the configuration keys.
 
     Raises:
         RendezvousConnectionError: no endpoint answers, or etcd refused the user.
-        ValueError: a value is malformed or out of range.
+        ValueError: a value is malformed or out of range, or contradicts another.
     """
-    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *_KEYS))
+    config.check(params, Backend.COORDINATED)
     keys = run_keys(params)
     limits = Limits(
         params.min_nodes,
         params.max_nodes,
-        config.positive_int(params, "last_call_timeout", 30),
-        config.positive_int(params, "node_unit", 1),
-        params.get_as_bool("upscale", True) is not False,
-        config.one_of(params, "on_node_loss", ("reform", "ignore")) == "reform",
-        RankPolicy(config.one_of(params, "rank_policy", [policy.value for policy in RankPolicy])),
+        config.last_call_timeout(params, Backend.COORDINATED),
+        config.NODE_UNIT.read(params),
+        config.UPSCALE.read(params),
+        config.ON_NODE_LOSS.read(params) == "reform",
+        RankPolicy(config.RANK_POLICY.read(params)),
     )
-    interval = config.positive_int(params, "keep_alive_interval", 5)
-    ttl = interval * config.positive_int(params, "keep_alive_max_attempt", 3)
+    interval = config.KEEP_ALIVE_INTERVAL.read(params)
+    ttl = interval * config.KEEP_ALIVE_MAX_ATTEMPT.read(params)
     node = NodeRecord(
         params.local_addr or socket.getfqdn(),
         os.getpid(),
         next(CoordinatedRendezvousHandler._local_ids),
-        topology=config.text(params, "topology") or "",
-        rank_hint=params.get_as_int("rank_hint"),
+        topology=config.TOPOLOGY.read(params),
+        rank_hint=config.RANK_HINT.read(params),
     )
     return CoordinatedRendezvousHandler(
         connect(params),
         keys,
         node,
         Settings(params.run_id, limits, interval, ttl),
-        config.positive_int(params, "join_timeout", 600),
-        config.positive_int(params, "close_timeout", 30),
+        config.JOIN_TIMEOUT.read(params),
+        config.CLOSE_TIMEOUT.read(params),
         serve,
     )

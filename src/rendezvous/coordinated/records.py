@@ -31,8 +31,6 @@ __all__ = ["Bootstrap", "Closed", "Keys", "NodeRecord", "Phase", "RoundRecord", 
 
 _T = TypeVar("_T")
 
-_DEFAULT_PREFIX = "/rendezvous"
-
 
 class Keys:
     """The keys of one run.
@@ -78,12 +76,12 @@ class Keys:
 
 
 def run_keys(params: RendezvousParameters) -> Keys:
-    """Return the keys of the run that ``params`` name. Configuration: ``prefix`` of all keys (/rendezvous).
+    """Return the keys of the run that ``params`` name. They begin with the configuration option ``prefix``.
 
     Raises:
         ValueError: the run id is empty.
     """
-    return Keys(config.text(params, "prefix") or _DEFAULT_PREFIX, params.run_id)
+    return Keys(config.PREFIX.read(params), params.run_id)
 
 
 def _pack(values: dict[str, Any]) -> bytes:

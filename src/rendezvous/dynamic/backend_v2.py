@@ -137,18 +137,14 @@ class EtcdRendezvousBackend(RendezvousBackend):
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, EtcdStore]:
     """Connect to etcd and return the backend and the store of a job.
 
-    Configuration: ``read_timeout`` (seconds, 60), ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``,
-    ``ca_cert`` (paths), ``username``, and ``password_file`` or the environment variable
-    ``RENDEZVOUS_ETCD_PASSWORD``. ``password`` works too, but on a command line everybody on the host can read it.
+    ``rendezvous config --backend etcd-v2`` lists the configuration keys.
 
     Raises:
         ImportError: python-etcd is not installed.
         RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
         ValueError: a value is malformed or out of range.
     """
-    config.warn_of_unknown_keys(params, (*config.HANDLER_KEYS, *config.CLIENT_KEYS))
-    if not params.run_id:
-        raise ValueError("The run id must not be empty.")
+    config.check(params, config.Backend.DYNAMIC_V2)
     key_path(f"{_KEY_PREFIX}/{params.run_id}")
     client = create_client(params)
     return EtcdRendezvousBackend(client, params.run_id, _KEY_PREFIX), EtcdStore(client, _STORE_PREFIX)

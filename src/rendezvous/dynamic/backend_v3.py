@@ -183,15 +183,15 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
 
     The store is one for all rounds: the dynamic rendezvous sets its keys apart by round. They outlive the job.
 
-    Configuration: that of :func:`rendezvous.etcd.v3.connect.connect` and :func:`~rendezvous.etcd.v3.connect.run_keys`;
-    ``read_timeout``, for which a request is tried too (seconds, 5).
+    ``rendezvous config --backend etcd-v2`` lists the configuration keys.
 
     Raises:
         RendezvousConnectionError: no endpoint answers, or etcd refused the user.
         ValueError: a value is malformed or out of range.
     """
+    config.check(params, config.Backend.DYNAMIC_V3)
     keys = run_keys(params)
-    timeout = config.positive_int(params, "read_timeout", _DEFAULT_TIMEOUT)
+    timeout = config.DYNAMIC_V3_READ_TIMEOUT.read(params)
     client = connect(params)
     store = EtcdStore(client, keys, number=0, lease=0, since=0)
     return EtcdRendezvousBackend(client, keys, timeout=timeout), store

@@ -323,21 +323,16 @@ def create_handler(
 ) -> DynamicRendezvousHandler:
     """Make a handler from a configuration.
 
-    Configuration, all in whole seconds: ``join_timeout`` (600), ``last_call_timeout`` (30), ``close_timeout`` (30),
-    ``heartbeat_timeout`` (5), ``keep_alive_interval`` (5); and ``keep_alive_max_attempt`` (3).
+    ``rendezvous config --backend etcd-v2`` lists the configuration keys.
 
     Raises:
-        ValueError: a value is not an integer, or out of range.
+        ValueError: a value is not an integer, is out of range, or contradicts another.
     """
-
-    def seconds(key: str, default: int) -> timedelta:
-        return timedelta(seconds=config.positive_int(params, key, default))
-
     timeout = RendezvousTimeout(
-        seconds("join_timeout", 600),
-        seconds("last_call_timeout", 30),
-        seconds("close_timeout", 30),
-        seconds("heartbeat_timeout", 5),
+        timedelta(seconds=config.JOIN_TIMEOUT.read(params)),
+        timedelta(seconds=config.last_call_timeout(params, config.Backend.DYNAMIC_V2)),
+        timedelta(seconds=config.CLOSE_TIMEOUT.read(params)),
+        timedelta(seconds=config.HEARTBEAT_TIMEOUT.read(params)),
     )
     return DynamicRendezvousHandler.from_backend(
         params.run_id,
@@ -347,7 +342,7 @@ def create_handler(
         params.max_nodes,
         params.local_addr,
         timeout,
-        config.positive_int(params, "keep_alive_interval", 5),
-        config.positive_int(params, "keep_alive_max_attempt", 3),
+        config.KEEP_ALIVE_INTERVAL.read(params),
+        config.KEEP_ALIVE_MAX_ATTEMPT.read(params),
         serve,
     )

@@ -108,44 +108,24 @@ class EtcdRendezvousHandler(RendezvousHandler):
         return True
 
 
-_KEYS = (
-    "timeout",
-    "last_call_timeout",
-    "etcd_prefix",
-    "protocol",
-    "cacert",
-    "cert",
-    "key",
-    "username",
-    "password",
-    "password_file",
-    "read_timeout",
-)
-
-
 def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
     """Create a handler from a configuration.
 
-    Configuration: ``timeout`` (seconds within which a round must be complete, 600), ``last_call_timeout`` (seconds,
-    30), ``etcd_prefix`` (``/torchelastic/p2p``), ``protocol`` (http or https), ``cacert``, ``cert``, ``key`` (paths);
-    and, beyond torch's, ``read_timeout`` (seconds, 60), ``username``, and ``password_file`` or the environment
-    variable ``RENDEZVOUS_ETCD_PASSWORD``.
+    ``rendezvous config --backend etcd`` lists the configuration keys.
 
     Raises:
         ImportError: python-etcd is not installed.
         RendezvousConnectionError: no endpoint answers, or etcd does not serve the v2 API.
         ValueError: a value is malformed or out of range.
     """
-    config.warn_of_unknown_keys(params, _KEYS)
-    timeout = config.positive_int(params, "timeout", 600)
-    last_call_timeout = config.natural_int(params, "last_call_timeout", 30)
+    config.check(params, config.Backend.LEGACY)
     rendezvous = EtcdRendezvous(
-        client=create_client(params, "cert", "key", "cacert"),
-        prefix=config.text(params, "etcd_prefix", "/torchelastic/p2p") or "/",
+        client=create_client(params, config.Backend.LEGACY),
+        prefix=config.LEGACY_PREFIX.read(params),
         run_id=params.run_id,
         num_min_workers=params.min_nodes,
         num_max_workers=params.max_nodes,
-        timeout=timeout,
-        last_call_timeout=last_call_timeout,
+        timeout=config.LEGACY_TIMEOUT.read(params),
+        last_call_timeout=config.last_call_timeout(params, config.Backend.LEGACY),
     )
     return EtcdRendezvousHandler(rendezvous, params.local_addr)

@@ -228,16 +228,12 @@ def _never_sent(exc: Any) -> bool:
     return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
 
 
-def create_client(
-    params: RendezvousParameters, cert: str = "ssl_cert", cert_key: str = "ssl_cert_key", ca_cert: str = "ca_cert"
-) -> EtcdClient:
+def create_client(params: RendezvousParameters, backend: config.Backend = config.Backend.DYNAMIC_V2) -> EtcdClient:
     """Connect to the cluster that a configuration names.
 
     Args:
-        params: the configuration: ``protocol``, ``read_timeout`` (seconds, 60), ``username`` and its password.
-        cert: the key of the path of the client's certificate.
-        cert_key: the key of the path of that certificate's key.
-        ca_cert: the key of the path of the authority's certificate.
+        params: the configuration.
+        backend: the backend whose names the configuration keys have.
 
     Raises:
         ImportError: python-etcd is not installed.
@@ -245,23 +241,19 @@ def create_client(
         ValueError: a value is malformed or out of range.
     """
     endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
-    protocol = config.one_of(params, "protocol", ("http", "https"))
-    read_timeout = config.positive_int(params, "read_timeout", 60)
-    certificate: str | tuple[str, str] | None = config.existing_file(params, cert)
-    key = config.existing_file(params, cert_key)
-    if certificate and key:
-        certificate = (str(certificate), key)
-    authority = config.existing_file(params, ca_cert)
-    username, password = config.user(params) or (None, None)
+    connection = config.connection(params, backend)
+    cert: str | tuple[str, str] | None = connection.cert
+    if connection.cert and connection.key:
+        cert = (connection.cert, connection.key)
     try:
         return EtcdClient(
             endpoints,
-            protocol=protocol,
-            read_timeout=read_timeout,
-            cert=certificate,
-            ca_cert=authority,
-            username=username,
-            password=password,
+            protocol=connection.protocol,
+            read_timeout=config.READ_TIMEOUT.read(params),
+            cert=cert,
+            ca_cert=connection.ca_cert,
+            username=connection.username,
+            password=connection.password,
         )
     except OSError as exc:
         raise RendezvousConnectionError(f"the connection to etcd at '{params.endpoint}' failed: {exc}") from exc

@@ -14,10 +14,7 @@ from rendezvous.etcd.v3.endpoints import Credentials
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
-__all__ = ["CONNECTION_KEYS", "connect"]
-
-CONNECTION_KEYS = (*config.CLIENT_KEYS, "prefix")
-"""The keys of the configuration that say how to reach etcd, and where a run's keys are."""
+__all__ = ["connect"]
 
 _DEFAULT_PORT = 2379
 
@@ -32,38 +29,22 @@ def connect(params: RendezvousParameters) -> EtcdClient:
 
     It starts with a random endpoint, so that the nodes of a job spread over all of them.
 
-    Configuration: ``protocol`` (http or https), ``ssl_cert``, ``ssl_cert_key``, ``ca_cert`` (paths of PEM files),
-    ``username``, and ``password_file`` or the environment variable ``RENDEZVOUS_ETCD_PASSWORD``; ``read_timeout``,
-    the seconds within which etcd must answer at first (60, but not more than 10).
-
     Raises:
         RendezvousConnectionError: no endpoint answers, or etcd refused the user.
         ValueError: a value is malformed.
     """
     endpoints = parse_rendezvous_endpoints(params.endpoint, _DEFAULT_PORT)
-    username, password = config.user(params) or (None, None)
+    connection = config.connection(params, config.Backend.COORDINATED)
     credentials = Credentials(
-        tls=config.one_of(params, "protocol", ("http", "https")) == "https",
-        ca_cert=_content(params, "ca_cert"),
-        cert=_content(params, "ssl_cert"),
-        key=_content(params, "ssl_cert_key"),
-        username=username,
-        password=password,
+        tls=connection.protocol == "https",
+        ca_cert=config.CA_CERT.content(params),
+        cert=config.SSL_CERT.content(params),
+        key=config.SSL_CERT_KEY.content(params),
+        username=connection.username,
+        password=connection.password,
     )
-    if (credentials.cert is None) != (credentials.key is None):
-        raise ValueError(
-            "The rendezvous configuration options 'ssl_cert' and 'ssl_cert_key' go together: give both or none."
-        )
-    timeout = min(_FIRST_CONTACT, config.positive_int(params, "read_timeout", 60))
+    timeout = min(_FIRST_CONTACT, config.READ_TIMEOUT.read(params))
     return background.run(_connect(endpoints, credentials, timeout))
-
-
-def _content(params: RendezvousParameters, key: str) -> bytes | None:
-    path = config.existing_file(params, key)
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
 
 
 async def _connect(endpoints: list[tuple[str, int]], credentials: Credentials, timeout: float) -> EtcdClient:
