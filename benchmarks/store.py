@@ -139,7 +139,7 @@ def make_store(job: Job, first: bool) -> Any:
         return TCPStore("localhost", job.port, None, first, timeout, wait_for_workers=False)
     if job.contender == "torch EtcdStore":
         import etcd
-        from torch.distributed.elastic.rendezvous.etcd.v2.store import EtcdStore
+        from torch.distributed.elastic.rendezvous.etcd_store import EtcdStore
 
         host, port = job.etcd.split(":")
         return EtcdStore(etcd.Client(host=host, port=int(port), allow_reconnect=True), "/benchmark", timeout)
