@@ -33,8 +33,9 @@ from benchmarks.model import (
 from benchmarks.nodes import hear
 from rendezvous._core import Roster
 from rendezvous.coordinated import rules
-from rendezvous.coordinated.coordinator import _INLINE_NODES, _SHARD_NODES, Coordinator
+from rendezvous.coordinated.coordinator import Coordinator
 from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Candidate, Limits
 from rendezvous.coordinated.view import View
@@ -57,9 +58,14 @@ _PAGES = 20
 _PAGE = 1000
 _CHANGES = 3
 _KEYS = Keys("/capacities", "run")
+_OPTIONS = Options()
 _SMALL = RoundRecord(0, Phase.COMPLETE, world_size=10_000, shards=79)
 _LARGE = RoundRecord(
-    0, Phase.COMPLETE, world_size=1024, shards=1, roster=Roster(list(range(1, _INLINE_NODES + 1))).encode(1)[0]
+    0,
+    Phase.COMPLETE,
+    world_size=_OPTIONS.inline_nodes,
+    shards=1,
+    roster=Roster(list(range(1, _OPTIONS.inline_nodes + 1))).encode(1)[0],
 )
 _SMALL_CHANGE, _LARGE_CHANGE = "delivery, small", "delivery, large"
 _PAGE_READ = "page"
@@ -265,7 +271,7 @@ def _completion(count: int) -> float:
 
     def complete() -> None:
         members = rules.choose(candidates, 0, Limits(count, count))
-        Roster([member.node_id for member in members]).encode(-(-count // _SHARD_NODES))
+        Roster([member.node_id for member in members]).encode(-(-count // _OPTIONS.shard_nodes))
 
     return _timed(complete, count)
 
@@ -296,9 +302,9 @@ class _Idle(Coordinator):
         self._closed = False
         for event in events:
             self._receive([event])
-            tally = self._table.tally(self._closed)
-            rules.coordinate(tally, self._limits, None)
-            await self._publish(tally)
+            counts = self._table.counts(self._closed)
+            rules.coordinate(counts, self._limits, None)
+            await self._publish(counts)
 
 
 class _Silent(EtcdClient):

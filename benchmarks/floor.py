@@ -20,7 +20,7 @@ import grpc.aio
 from benchmarks.contenders import Job
 from benchmarks.crew import PROCESSES
 from benchmarks.nodes import hear
-from rendezvous.coordinated.coordinator import _INLINE_NODES
+from rendezvous.coordinated.options import Options
 from rendezvous.etcd.v3.messages import rpc_pb2
 
 _IN_FLIGHT = 256
@@ -138,7 +138,7 @@ class _Floor:
 
     async def _meet(self, first: bool) -> None:
         """Write and hear what completes a round; ``first`` for the process that writes."""
-        nodes, inline = self._job.nodes, self._job.nodes <= _INLINE_NODES
+        nodes, inline = self._job.nodes, self._job.nodes <= Options().inline_nodes
         if first:
             await self._put(b"f/roster", b"r" * 640)
             await self._put(_RECORD, b"r" * (100 + (4 * nodes if inline else 0)))

@@ -23,9 +23,9 @@ from benchmarks.crew import PROCESSES, Failed
 from benchmarks.model import KEEP_ALIVE, ModelClient, ModelEtcd, Prices
 from benchmarks.nodes import POLL_INTERVAL, PORT
 from benchmarks.queueing import Cores, Station
-from rendezvous.coordinated.member import Member, Place, Settings
+from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord
-from rendezvous.coordinated.rules import Limits, publish_interval
+from rendezvous.coordinated.rules import Assignment, Limits, publish_interval
 
 __all__ = ["Machine", "clone", "predict", "run"]
 
@@ -115,11 +115,11 @@ class _World:
         self._check(places)
         return {"seconds": took, **self._load(took)}
 
-    async def _join(self, node: _Node) -> Place:
+    async def _join(self, node: _Node) -> Assignment:
         place, _ = await node.member.join(_TIMEOUT, lambda: PORT)
         return place
 
-    def _check(self, places: list[Place]) -> None:
+    def _check(self, places: list[Assignment]) -> None:
         if sorted((place.rank, place.world_size) for place in places) != [(k, self.nodes) for k in range(self.nodes)]:
             raise Failed("the nodes of the model did not form one world")
 
@@ -162,7 +162,7 @@ class _World:
         self._check(places)
         return {"seconds": took, **self._load(took + _TTL)}
 
-    async def _agent(self, node: _Node) -> Place:
+    async def _agent(self, node: _Node) -> Assignment:
         """Join again when others wait, as an agent does that asks now and then."""
         while not node.member.num_nodes_waiting():
             await node.member.view.change(_TIMEOUT)

@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, Phase, RoundRecord
+from rendezvous.coordinated.records import MAX_ROUND, Bootstrap, Closed, Keys, NodeRecord, Phase, RoundRecord, printable
 
-COUNT = st.integers(0, 2**40)
+KINDS = (RoundRecord, NodeRecord, Bootstrap, Closed)
+COUNT = st.integers(0, 2**31 - 1)
+NODES = st.integers(0, 131072)
+ROUND = st.integers(0, MAX_ROUND)
+PID = st.integers(0, 2**63 - 1)
+
+ROUND_RECORDS = st.builds(
+    RoundRecord,
+    round=ROUND,
+    phase=st.sampled_from([Phase.FORMING, Phase.LAST_CALL]),
+    joined=COUNT,
+    min_nodes=COUNT,
+    max_nodes=COUNT,
+    world_size=NODES,
+    shards=NODES,
+    waiting=COUNT,
+    spares=COUNT,
+    lost=COUNT,
+    missing_count=COUNT,
+    roster=st.none() | st.binary(max_size=50),
+    rank_0_gone=st.booleans(),
+    missing=st.lists(st.text(max_size=9), max_size=3).map(tuple),
+) | st.integers(1, 131072).flatmap(
+    lambda size: st.builds(
+        RoundRecord, ROUND, st.just(Phase.COMPLETE), world_size=st.just(size), shards=st.integers(1, size), lost=COUNT
+    )
+)
+NODE_RECORDS = st.builds(
+    NodeRecord,
+    addr=st.text(max_size=20),
+    pid=PID,
+    local_id=PID,
+    last_round=st.just(-1) | ROUND,
+    last_rank=st.integers(-1, 131072),
+    topology=st.text(max_size=9),
+    rank_hint=st.none() | st.integers(-(2**63), 2**63 - 1),
+)
+BOOTSTRAPS = st.builds(Bootstrap, round=ROUND, addr=st.text(max_size=20), port=st.integers(1, 65535))
+CLOSED = st.builds(Closed, reason=st.text(max_size=20), by=st.text(max_size=20))
+RECORDS = ROUND_RECORDS | NODE_RECORDS | BOOTSTRAPS | CLOSED
 
 
 def test_a_run_id_does_not_reach_into_another_runs_keys():
@@ -27,7 +69,7 @@ def test_an_empty_run_id_is_refused():
 
 def test_the_keys_of_rounds_sort_like_their_numbers():
     keys = Keys("/p", "r")
-    prefixes = [keys.of_round("store", number) for number in (0, 9, 10, 123456)]
+    prefixes = [keys.of_round("store", number) for number in (0, 9, 10, 123456, MAX_ROUND)]
     assert prefixes == sorted(prefixes)
     start, end = keys.before_round("store", 10)
     assert start < keys.of_round("store", 9) + b"key" < end <= keys.of_round("store", 10)
@@ -41,56 +83,202 @@ def test_a_node_id_comes_back_from_its_key(node_id):
     assert keys.node_id(keys.node(node_id)) == node_id
 
 
-@given(
-    record=st.builds(
-        RoundRecord,
-        round=COUNT,
-        phase=st.sampled_from(Phase.ALL),
-        joined=COUNT,
-        world_size=COUNT,
-        roster=st.none() | st.binary(max_size=50),
-        waiting=COUNT,
-        headless=st.booleans(),
-        missing=st.lists(st.text(max_size=9), max_size=3).map(tuple),
-        missing_count=COUNT,
-    )
+@pytest.mark.parametrize("name", [b"", b"-5", b"1", b"0" * 20, b"+00000000000000a", b"000000000000_00a", b"\xff" * 16])
+def test_a_key_that_names_no_node_is_refused_with_the_key(name):
+    keys = Keys("/p", "r")
+    with pytest.raises(
+        RendezvousStateError, match=r"^the etcd key '/p/r/nodes/.*' is not the key of a node: a node id has"
+    ):
+        keys.node_id(keys.nodes + name)
+
+
+@given(record=RECORDS)
+def test_a_record_comes_back_from_its_bytes(record):
+    assert type(record).decode(b"k", record.encode()) == record
+
+
+# The bytes. Nodes of another version read them.
+
+
+def as_json(record: RoundRecord | NodeRecord | Bootstrap | Closed) -> bytes:
+    """Return what the standard library makes of the record: the fields in order, without defaults."""
+    if isinstance(record, RoundRecord):
+        counts = [name for name in record.__struct_fields__[2:] if type(getattr(record, name)) is int]
+        values = {"round": record.round, "phase": record.phase.value}
+        values.update({name: getattr(record, name) for name in counts if getattr(record, name)})
+        if record.roster is not None:
+            values["roster"] = base64.b64encode(record.roster).decode()
+        if record.rank_0_gone:
+            values["headless"] = True
+        if record.missing:
+            values["missing"] = record.missing
+    elif isinstance(record, NodeRecord):
+        values = {"addr": record.addr, "pid": record.pid, "local": record.local_id}
+        for name, value, default in (
+            ("last", record.last_round, -1),
+            ("rank", record.last_rank, -1),
+            ("topology", record.topology, ""),
+            ("hint", record.rank_hint, None),
+        ):
+            if value != default:
+                values[name] = value
+    else:
+        values = {name: getattr(record, name) for name in record.__struct_fields__}
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@given(record=RECORDS)
+def test_the_bytes_are_those_of_the_standard_library(record):
+    assert record.encode() == as_json(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "data"),
+    [
+        (
+            RoundRecord(3, Phase.LAST_CALL, joined=2, min_nodes=2, max_nodes=4),
+            b'{"round":3,"phase":"last call","joined":2,"min_nodes":2,"max_nodes":4}',
+        ),
+        (
+            RoundRecord(3, Phase.COMPLETE, world_size=2, shards=1, roster=b"RR", rank_0_gone=True, missing=("a_1_0",)),
+            b'{"round":3,"phase":"complete","world_size":2,"shards":1,"roster":"UlI=","headless":true,'
+            b'"missing":["a_1_0"]}',
+        ),
+        (NodeRecord("node-1", 7, 0), b'{"addr":"node-1","pid":7,"local":0}'),
+        (
+            NodeRecord("node-1", 7, 0, 2, 0, "pod1/rack2", 5),
+            b'{"addr":"node-1","pid":7,"local":0,"last":2,"rank":0,"topology":"pod1/rack2","hint":5}',
+        ),
+        (Bootstrap(3, "node-1", 29500), b'{"round":3,"addr":"node-1","port":29500}'),
+        (Closed("enough", "node-1_7_0"), b'{"reason":"enough","by":"node-1_7_0"}'),
+    ],
 )
-def test_a_round_record_comes_back(record):
-    assert RoundRecord.decode(b"k", record.encode()) == record
+def test_the_bytes_that_a_person_sees_with_etcdctl(record, data):
+    assert record.encode() == data
+    assert type(record).decode(b"k", data) == record
+    assert type(record).decode(b"k", data[:-1] + b',"unknown":{"of":["a","newer version"]}}') == record
+
+
+# What is not a record.
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "problem"),
+    [
+        (NodeRecord, b'{"addr":"a","pid":-1,"local":0}', "field 'pid': expected an integer >= 0"),
+        (NodeRecord, b'{"addr":"a","pid":1.5,"local":0}', "field 'pid': expected an integer, got a fraction"),
+        (NodeRecord, b'{"addr":"a","pid":"1","local":0}', "field 'pid': expected an integer, got a string"),
+        (NodeRecord, b'{"addr":"a","pid":true,"local":0}', "field 'pid': expected an integer, got true or false"),
+        (NodeRecord, b'{"addr":"a","pid":1}', "field 'local' is missing"),
+        (NodeRecord, b'{"addr":7,"pid":1,"local":0}', "field 'addr': expected a string, got an integer"),
+        (
+            NodeRecord,
+            b'{"addr":"%s","pid":1,"local":0}' % (b"a" * 1025),
+            "field 'addr': expected a string of length <= 1024",
+        ),
+        (NodeRecord, b'{"addr":"a","pid":%s,"local":0}' % (b"9" * 5000), "field 'pid': Integer value out of range"),
+        (NodeRecord, b'{"addr":"a","pid":1,"local":0,"last":-2}', "field 'last': expected an integer >= -1"),
+        (NodeRecord, b'{"addr":"a","pid":1,"local":0,"rank":131073}', "field 'rank': expected an integer <= 131072"),
+        (NodeRecord, b'{"addr":"a","pid":1,"local":0,"hint":1e400}', "field 'hint': Number out of range"),
+        (NodeRecord, b'{"addr":"\\ud800","pid":1,"local":0}', "JSON is malformed: unexpected end of escaped utf-16"),
+        (NodeRecord, b'{"addr":"\xff","pid":1,"local":0}', "it is not UTF-8"),
+        (NodeRecord, b'{"unknown":' + b"[" * 100_000, "it is nested too deeply"),
+        (RoundRecord, b'{"round":-1,"phase":"forming"}', "field 'round': expected an integer >= 0"),
+        (RoundRecord, b'{"round":10000000000,"phase":"forming"}', "field 'round': expected an integer <= 9999999999"),
+        (RoundRecord, b'{"round":1}', "field 'phase' is missing"),
+        (RoundRecord, b'{"round":1,"phase":"x\\n` - at `$.y"}', "field 'phase': Invalid enum value 'x\\n` - at `$.y'"),
+        (RoundRecord, b'{"round":1,"phase":"forming","lost":-1}', "field 'lost': expected an integer >= 0"),
+        (RoundRecord, b'{"round":1,"phase":"forming","roster":"%"}', "field 'roster': Invalid base64 encoded string"),
+        (
+            RoundRecord,
+            b'{"round":1,"phase":"forming","missing":["a",1]}',
+            "field 'missing[1]': expected a string, got an integer",
+        ),
+        (RoundRecord, b'{"round":1,"phase":"complete"}', "field 'world_size': a complete round has members"),
+        (
+            RoundRecord,
+            b'{"round":1,"phase":"complete","world_size":4}',
+            "field 'shards': expected 1 to 4, the world size",
+        ),
+        (
+            RoundRecord,
+            b'{"round":1,"phase":"complete","world_size":4,"shards":5}',
+            "field 'shards': expected 1 to 4, the world size",
+        ),
+        (
+            RoundRecord,
+            b'{"round":1,"phase":"complete","world_size":131073,"shards":5}',
+            "field 'world_size': expected an integer <= 131072",
+        ),
+        (Bootstrap, b'{"round":1,"addr":"a","port":0}', "field 'port': expected an integer >= 1"),
+        (Bootstrap, b'{"round":1,"addr":"a","port":65536}', "field 'port': expected an integer <= 65535"),
+        (Closed, b'{"reason":null,"by":"a"}', "field 'reason': expected a string, got null"),
+        (Closed, b"", "Input data was truncated"),
+        (Closed, b"[]", "expected an object, got an array"),
+    ],
+)
+def test_an_error_names_the_key_the_field_and_what_was_expected(kind, data, problem):
+    with pytest.raises(RendezvousStateError) as caught:
+        kind.decode(b"some/key", data)
+    text = str(caught.value)
+    quoted = repr(data[:60]) + ("..." if len(data) > 60 else "")
+    assert text.startswith(f"the etcd key 'some/key' contains {quoted}, which is not a valid record ({problem}")
+    assert text.endswith("); another program or another version wrote it")
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from([*Phase]).map(lambda phase: phase.value)
+    | st.sampled_from(["\ud800", "\x00\x1b[2J", "x" * 3000, "9" * 50, 10**4000])
+)
+NAMES = sorted({name for kind in KINDS for name in kind.__struct_encode_fields__} | {"other"})
+OBJECTS = (
+    st.dictionaries(st.sampled_from(NAMES), SCALARS | st.lists(SCALARS, max_size=3)).map(json.dumps).map(str.encode)
+)
 
 
 @given(
-    record=st.builds(
-        NodeRecord,
-        addr=st.text(max_size=20),
-        pid=COUNT,
-        local_id=COUNT,
-        last_round=st.just(-1) | COUNT,
-        last_rank=st.just(0),
-        topology=st.text(max_size=9),
-        rank_hint=st.none() | st.integers(-5, 5),
-    )
+    key=st.binary(max_size=300),
+    data=st.binary(max_size=200) | OBJECTS | RECORDS.map(lambda record: record.encode()),
+    cut=st.integers(0, 300),
 )
-def test_a_node_record_comes_back(record):
-    assert NodeRecord.decode(b"k", record.encode()) == record
+@example(b"k", b'{"addr":"a","pid":1,"local":0,"x":' + b"9" * 100_000 + b"}", 200_000)
+@example(b"k\n", b'{"round":1,"phase":"' + b"\xc3\xa4" * 500_000 + b'"}', 2_000_000)
+def test_any_bytes_are_a_record_or_a_short_error_in_one_line(key, data, cut):
+    for kind in KINDS:
+        try:
+            record = kind.decode(key, data[:cut])
+        except RendezvousStateError as exc:
+            text = str(exc)
+            assert text.startswith("the etcd key '")
+            assert text.isprintable()
+            assert len(text) < 2000
+        else:
+            assert kind.decode(key, record.encode()) == record
 
 
-def test_the_other_records_come_back():
-    for record in (Bootstrap(3, "h", 29500), Closed("enough", "node-1")):
-        assert type(record).decode(b"k", record.encode()) == record
+def test_bytes_are_printable_in_a_message():
+    assert printable(b"/a/\xc3\xa4\n\x1b[2J\xff") == "/a/ä\\n\\x1b[2J\\xff"
+    assert printable(b"x" * 300) == "x" * 200 + "..."
 
 
-@given(
-    data=st.binary(max_size=40) | st.sampled_from([b"{}", b"[]", b"1", b'{"round":"1","phase":"forming"}', b"[" * 9999])
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        (NodeRecord("a" * 1025, 1, 0), "field 'addr': expected a string of length <= 1024"),
+        (NodeRecord("a", 1, 0, rank_hint=2**63), "field 'hint': "),
+        (NodeRecord("\ud800", 1, 0), "surrogates not allowed"),
+        (NodeRecord("a", 1, 0, topology="x" * 5000), "field 'topology': expected a string of length <= 1024"),
+    ],
 )
-def test_anything_else_is_refused_with_the_key_and_what_stands_there(data):
-    for kind in (RoundRecord, NodeRecord, Bootstrap, Closed):
-        with pytest.raises(RendezvousStateError, match="the etcd key 'some/key' holds "):
-            kind.decode(b"some/key", data)
-
-
-def test_what_a_person_sees_with_etcdctl():
-    assert RoundRecord(3, Phase.LAST_CALL, joined=2, min_nodes=2, max_nodes=4).encode() == (
-        b'{"round":3,"phase":"last call","joined":2,"min_nodes":2,"max_nodes":4}'
-    )
-    assert NodeRecord("node-1", 7, 0, 2, 1).encode() == b'{"addr":"node-1","pid":7,"local":0,"last":2,"rank":1}'
+def test_a_node_that_others_could_not_read_is_refused_before_it_joins(record, problem):
+    with pytest.raises(ValueError, match=r"The node '.*' cannot be published: ") as caught:
+        record.check()
+    assert problem in str(caught.value)
+    NodeRecord("node-1", 7, 0, topology="pod1", rank_hint=-3).check()

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rendezvous.coordinated.member import Member, Place, Settings
+from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys
 from rendezvous.coordinated.records import NodeRecord as Node
-from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.rules import Assignment, Limits
 from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.operations import prefix_end
@@ -35,7 +35,7 @@ def members(client: GrpcEtcdClient, run_id: str, limits: Limits, count: int, int
     return [Member(client, keys, Node(f"node-{i}", os.getpid(), i), settings, random.Random(i)) for i in range(count)]
 
 
-async def join(nodes: list[Member]) -> list[Place]:
+async def join(nodes: list[Member]) -> list[Assignment]:
     joins = [asyncio.ensure_future(node.join(BOUND, lambda: 29500)) for node in nodes]
     places = [place for place, _ in await asyncio.gather(*joins)]
     assert sorted(place.rank for place in places) == list(range(len(nodes)))
@@ -134,7 +134,7 @@ def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id,
                 await until(node.num_nodes_waiting, "the next round is wanted")
 
         tasks = [asyncio.ensure_future(rounds(doomed))]
-        await until(lambda: doomed.view.leader is not None or dead.is_set(), "the doomed node coordinates")
+        await until(lambda: doomed.view.coordinator is not None or dead.is_set(), "the doomed node coordinates")
         tasks += [asyncio.ensure_future(rounds(node)) for node in others]
         if fatal == 5:
             await until(lambda: all(node.view.bootstrap for node in others), "the first round")
@@ -149,7 +149,7 @@ def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id,
             return all(
                 record and record.complete and not record.lost and not record.waiting and record.world_size >= 3
                 for record in records
-            ) and all(node._place and node._place.round == node.view.record.round for node in others)  # type: ignore[union-attr]
+            ) and all(node._assignment and node._assignment.round == node.view.record.round for node in others)  # type: ignore[union-attr]
 
         await until(lambda: settled() and asyncio.get_running_loop().time() > died + 2.5, "the others have a world")
         for task in tasks:

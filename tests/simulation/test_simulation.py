@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rendezvous._core import COMPILED
-from rendezvous.coordinated import coordinator, member, rules
+from rendezvous.coordinated import coordinator, election, rules, table
 from rendezvous.coordinated.rules import Decision, Move
 from rendezvous.etcd.v3.operations import compare, put_op
 from tests.simulation.world import Violation, simulate
@@ -64,26 +64,26 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 def without_the_fence() -> Iterator[None]:
     original = coordinator.Coordinator.__init__
 
-    def init(self: Any, client: Any, keys: Any, limits: Any, fence: int) -> None:
-        original(self, client, keys, limits, fence)
+    def init(self: Any, client: Any, keys: Any, *arguments: Any) -> None:
+        original(self, client, keys, *arguments)
         self._fence = compare(keys.root + b"nothing", "create_revision", 0)
 
-    with patched(coordinator.Coordinator, "__init__", init), patched(member.Member, "_stop_coordinating", forget):
+    with patched(coordinator.Coordinator, "__init__", init), patched(election.Election, "step_down", forget):
         yield
 
 
 def forget(self: Any) -> None:
-    self._coordination = None
+    self._term = None
 
 
 @contextlib.contextmanager
 def opening_early() -> Iterator[None]:
     original = rules.coordinate
 
-    def coordinate(tally: Any, limits: Any, left: float | None) -> Decision:
-        if tally.complete and tally.returned and not tally.closed:
+    def coordinate(counts: Any, limits: Any, left: float | None) -> Decision:
+        if counts.complete and counts.returned and not counts.closed:
             return Decision(Move.OPEN, "a member has left")
-        return original(tally, limits, left)
+        return original(counts, limits, left)
 
     with patched(rules, "coordinate", coordinate):
         yield
@@ -91,14 +91,14 @@ def opening_early() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forgetting_the_lost() -> Iterator[None]:
-    original = coordinator.Table.tally
-    with patched(coordinator.Table, "tally", lambda self, closed: original(self, closed)._replace(lost=0)):
+    original = table.Table.counts
+    with patched(table.Table, "counts", lambda self, closed: original(self, closed)._replace(lost=0)):
         yield
 
 
 @contextlib.contextmanager
 def counting_spares_as_waiting() -> Iterator[None]:
-    with patched(rules, "_room_for_newcomers", lambda tally, limits: True):
+    with patched(rules, "_room_for_newcomers", lambda counts, limits: True):
         yield
 
 
@@ -124,9 +124,7 @@ def completing_though_closed() -> Iterator[None]:
 
     with (
         patched(coordinator.Coordinator, "_write", write),
-        patched(
-            coordinator.Table, "tally", lambda self, closed, original=coordinator.Table.tally: original(self, False)
-        ),
+        patched(table.Table, "counts", lambda self, closed, original=table.Table.counts: original(self, False)),
     ):
         yield
 

@@ -20,10 +20,11 @@ from typing import Any
 
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousError, RendezvousTimeoutError
-from rendezvous.coordinated import coordinator, rules
-from rendezvous.coordinated.member import Member, Place, Settings
+from rendezvous.coordinated import rules
+from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Closed, Keys, NodeRecord, RoundRecord
-from rendezvous.coordinated.rules import Limits, RankPolicy
+from rendezvous.coordinated.rules import Assignment, Limits, RankPolicy
 from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import put_op
@@ -62,6 +63,10 @@ class Plan:
     operations: int
     close_at_completion: bool
     """Another node closes just before the coordinator writes the roster of the second round."""
+
+    def options(self) -> Options:
+        """Return the limits of all members."""
+        return Options(inline_nodes=self.shard_nodes, shard_nodes=self.shard_nodes, operations=self.operations)
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -118,7 +123,7 @@ class Node:
     link: Link
     member: Member
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
-    place: Place | None = None
+    place: Assignment | None = None
     alive: bool = True
     wants_to_rejoin: bool = False
     ended: str = ""
@@ -139,7 +144,7 @@ class World:
         self.nodes: list[Node] = []
         self.transcript = transcript
         self.incarnations = [0] * plan.hosts
-        self.returned: dict[int, dict[str, Place]] = {}
+        self.returned: dict[int, dict[str, Assignment]] = {}
         self.record: RoundRecord | None = None
         self.closed_at: int | None = None
         self.rosters: dict[int, list[int]] = {}
@@ -213,7 +218,7 @@ class World:
         rng = random.Random(self.rng.random())
         link = Link(self.etcd, self.plan.weather, None, rng)
         record = NodeRecord(f"node-{host}", 100 + self.incarnations[host], 0, topology="rack" if host % 2 else "")
-        settings = Settings("job/1", self.plan.limits, INTERVAL, TTL)
+        settings = Settings("job/1", self.plan.limits, INTERVAL, TTL, self.plan.options())
         node = Node(host, self.incarnations[host], link, Member(link, self.keys, record, settings, rng))
         self.incarnations[host] += 1
         link._owner = node
@@ -331,7 +336,7 @@ class World:
 
     # The invariants.
 
-    def check_return(self, node: Node, place: Place, bootstrap: Any) -> None:
+    def check_return(self, node: Node, place: Assignment, bootstrap: Any) -> None:
         others = self.returned.setdefault(place.round, {})
         if node.name in others:
             self.fail("monotony", f"{node.name} returned twice from round {place.round}")
@@ -363,7 +368,9 @@ class World:
         self.record = record
         self.say(f"round record: {json.loads(kv.value)}".replace("'", ""))
         if before is not None and (record.round, record.complete) < (before.round, before.complete):
-            self.fail("monotony", f"round {before.round} ({before.phase}) became {record.round} ({record.phase})")
+            self.fail(
+                "monotony", f"round {before.round} ({before.phase.value}) became {record.round} ({record.phase.value})"
+            )
         if not record.complete or (before is not None and before.complete and before.round == record.round):
             return
         if self.closed_at is not None:
@@ -430,9 +437,6 @@ def simulate(seed: int, transcript: list[str] | None = None) -> World:
     loop.set_exception_handler(lambda loop, context: world.fail("no error goes unnoticed", str(context)))
     quiet = logging.getLogger("rendezvous")
     level, quiet.level = quiet.level, logging.CRITICAL
-    sizes = coordinator._INLINE_NODES, coordinator._SHARD_NODES, coordinator._OPS
-    coordinator._INLINE_NODES = coordinator._SHARD_NODES = plan.shard_nodes
-    coordinator._OPS = plan.operations
     try:
         loop.run_until_complete(world.run())
         if world.violation is not None:
@@ -442,7 +446,6 @@ def simulate(seed: int, transcript: list[str] | None = None) -> World:
         raise Violation(f"seed {seed}: liveness: {exc}") from exc
     finally:
         quiet.level = level
-        coordinator._INLINE_NODES, coordinator._SHARD_NODES, coordinator._OPS = sizes
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.run_until_complete(asyncio.sleep(0.01))

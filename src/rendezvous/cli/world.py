@@ -16,7 +16,7 @@ from typing import Any
 
 from rendezvous.api import RendezvousError, RendezvousParameters
 from rendezvous.coordinated.handler import CoordinatedRendezvousHandler, create_handler
-from rendezvous.coordinated.records import NodeRecord, RoundRecord, run_keys
+from rendezvous.coordinated.records import NodeRecord, Phase, RoundRecord, run_keys
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.operations import prefix_end
@@ -139,7 +139,7 @@ def _observer(plan: Plan) -> Callable[[], _Status]:
     async def read() -> _Status:
         deadline = asyncio.get_running_loop().time() + 30
         found, _ = await client.range(keys.round, b"", deadline)
-        record = RoundRecord.decode(keys.round, found[0].value) if found else RoundRecord(0)
+        record = RoundRecord.decode(keys.round, found[0].value) if found else RoundRecord(0, Phase.FORMING)
         nodes, _ = await client.range(keys.nodes, prefix_end(keys.nodes), deadline)
         last = record.round if record.complete else record.round - 1
         joined = sum(NodeRecord.decode(kv.key, kv.value).last_round == last for kv in nodes)

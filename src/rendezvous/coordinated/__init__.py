@@ -1,1 +1,1 @@
-"""The coordinated rendezvous, ``etcd-v3``; :mod:`rendezvous.coordinated.handler` is where to begin."""
+"""The coordinated rendezvous, ``etcd-v3``. Start reading in :mod:`rendezvous.coordinated.handler`."""

@@ -1,4 +1,4 @@
-"""The blocking handler of the coordinated rendezvous, and how a configuration becomes one."""
+"""The blocking handler of the coordinated rendezvous, and how it is made from a configuration."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ logger = logging.getLogger(__name__)
 
 
 class CoordinatedRendezvousHandler(RendezvousHandler):
-    """Takes one node through the rounds of a run that one elected node coordinates.
+    """Takes one node through the rounds of a run that an elected node coordinates.
 
     Args:
         client: the etcd cluster, on the background loop.
         keys: the keys of the run.
-        node: what the node says of itself.
-        settings: how it takes part.
+        node: what the node publishes about itself.
+        settings: the configuration of the member.
         join_timeout: seconds within which a round must be complete.
         close_timeout: seconds within which closing must succeed.
-        serve: called on rank 0 of each round with this node's address; starts what the workers meet at and
-            returns its port. A free port is published unless given.
+        serve: called on rank 0 of each round with this node's address; starts what the workers connect to and
+            returns its port. By default a free port is published and nothing is started.
+
+    Raises:
+        ValueError: a value of ``node`` is out of range, too long or not valid Unicode.
     """
 
     _local_ids: ClassVar = itertools.count()
@@ -62,6 +65,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         close_timeout: float = 30.0,
         serve: Callable[[str], int] | None = None,
     ) -> None:
+        node.check()
         self._client = client
         self._keys = keys
         self._node = node
@@ -70,13 +74,14 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         self._close_timeout = close_timeout
         self._serve = functools.partial(serve, node.addr) if serve is not None else get_free_port
         self._member = Member(client, keys, node, settings, random.Random())
-        # A process that ends, or forgets the handler, leaves at once: the others need not wait for its lease to end.
+        # If the process exits or the handler is garbage-collected, the node leaves at once: the other nodes do not have
+        # to wait until its lease ends.
         background.run_at_exit(self._member, functools.partial(self._member.leave, background.LEAVE_TIMEOUT))
         weakref.finalize(self, background.run_now, self._member).atexit = False
 
     @property
     def node(self) -> NodeRecord:
-        """What this node says of itself."""
+        """What this node publishes about itself."""
         return self._node
 
     def get_backend(self) -> str:
@@ -89,36 +94,37 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """See :meth:`RendezvousHandler.next_rendezvous`."""
-        place, bootstrap = background.run(self._member.join(self._join_timeout, self._serve))
+        assignment, bootstrap = background.run(self._member.join(self._join_timeout, self._serve))
         logger.info(
             "node %s joined round %d of the rendezvous '%s' as rank %d of %d",
             self._node.name,
-            place.round,
+            assignment.round,
             self._settings.run_id,
-            place.rank,
-            place.world_size,
+            assignment.rank,
+            assignment.world_size,
         )
-        store = EtcdStore(self._client, self._keys, place.round, place.run_lease, place.revision)
-        return RendezvousInfo(store, place.rank, place.world_size, RendezvousStoreInfo(bootstrap.addr, bootstrap.port))
+        store = EtcdStore(self._client, self._keys, assignment.round, assignment.run_lease, assignment.revision)
+        address = RendezvousStoreInfo(bootstrap.addr, bootstrap.port)
+        return RendezvousInfo(store, assignment.rank, assignment.world_size, address)
 
     def is_closed(self) -> bool:
-        """See :meth:`RendezvousHandler.is_closed`. A node that has joined answers without asking etcd."""
+        """See :meth:`RendezvousHandler.is_closed`. After a join the answer needs no request to etcd."""
         if self._member.view.synced or self._member.is_closed():
             return self._member.is_closed()
-        return background.run(self._ask_whether_closed())
+        return background.run(self._read_closed())
 
-    async def _ask_whether_closed(self) -> bool:
+    async def _read_closed(self) -> bool:
         deadline = asyncio.get_running_loop().time() + self._close_timeout
         found, _ = await self._client.range(self._keys.closed, b"", deadline)
         return bool(found)
 
     def num_nodes_waiting(self) -> int:
-        """See :meth:`RendezvousHandler.num_nodes_waiting`. Answers without asking etcd."""
+        """See :meth:`RendezvousHandler.num_nodes_waiting`. The answer needs no request to etcd."""
         return self._member.num_nodes_waiting()
 
     def set_closed(self) -> None:
         """See :meth:`RendezvousHandler.set_closed`."""
-        self.close("a node closed it")
+        self.close("set_closed() was called")
 
     def close(self, reason: str) -> None:
         """Close the rendezvous for all nodes, for good, and say why. Raises RendezvousConnectionError."""
@@ -131,7 +137,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
     def shutdown(self) -> bool:
         """See :meth:`RendezvousHandler.shutdown`."""
         try:
-            self.close("a node shut it down")
+            self.close("shutdown() was called")
             closed = True
         except RendezvousError as exc:
             logger.warning("the rendezvous '%s' could not be closed: %s", self._settings.run_id, exc)

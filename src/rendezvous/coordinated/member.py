@@ -1,8 +1,10 @@
-"""One node's part: to join, to follow the round, and to take over as coordinator when there is none.
+"""One node's part: it joins, follows the round record, and leaves.
 
-A join grants a lease (once) while a watch on ``ctl/`` begins, and is then one transaction: it writes the node's key,
-and the coordinator's where there is none, and reads ``ctl/``. From then on the node is told. It asks once more where
-a complete round's roster is too large for the round record.
+A join gets a lease and starts a watch on ``ctl/`` at the same time. Then one transaction writes the node's key, makes
+the node the coordinator if there is none, and reads ``ctl/``. From then on the watch delivers everything. The node
+sends one more request only if the roster of the complete round is too large for the round record.
+
+:mod:`rendezvous.coordinated.lifecycle` has the states of a member and the transitions between them.
 """
 
 from __future__ import annotations
@@ -12,66 +14,54 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import msgspec
 
 from rendezvous._core import Roster
 from rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
-    RendezvousError,
     RendezvousGracefulExitError,
+    RendezvousStateError,
     RendezvousTimeoutError,
 )
 from rendezvous.coordinated import rules
-from rendezvous.coordinated.coordinator import RUN_TTL, Coordinator
+from rendezvous.coordinated.bootstrap import BootstrapExchange
+from rendezvous.coordinated.election import Election, campaign_op
+from rendezvous.coordinated.lifecycle import Lifecycle, State
+from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
-from rendezvous.coordinated.rules import Step
+from rendezvous.coordinated.rules import Assignment, Step
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient, Watch
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import Message, absent, compare, get_op, prefix_end, put_op, txn_op
+from rendezvous.etcd.v3.operations import absent, get_op, prefix_end, put_op
 
-__all__ = ["Member", "Place", "Settings"]
+__all__ = ["Member", "Settings"]
 
 logger = logging.getLogger(__name__)
 
-_FOREVER = 3600.0
+_FOREVER = 3600.0  # seconds of a request that nobody waits for; it is repeated
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a node takes part.
+    """The configuration of a member.
 
     Attributes:
         run_id: the name of the job, for messages.
-        limits: what the rules go by.
+        limits: the configuration of the rules.
         interval: seconds between keep-alives of the node's lease.
-        ttl: seconds without one after which the node counts as lost.
+        ttl: seconds without a keep-alive after which etcd ends the lease and the node is lost.
+        options: intervals and limits that a user does not configure.
     """
 
     run_id: str
     limits: rules.Limits
     interval: float
     ttl: int
-
-
-class Place(NamedTuple):
-    """A node's place in a complete round.
-
-    Attributes:
-        round: the number of the round.
-        rank: the node's rank.
-        world_size: how many nodes the round has.
-        revision: the revision of the round record that said so.
-        run_lease: what the records of the run hang on.
-    """
-
-    round: int
-    rank: int
-    world_size: int
-    revision: int
-    run_lease: int
+    options: Options = Options()  # noqa: RUF009, it is immutable
 
 
 class Member:
@@ -80,9 +70,9 @@ class Member:
     Args:
         client: the etcd cluster.
         keys: the keys of the run.
-        node: what the node says of itself.
-        settings: how it takes part.
-        random: jitters what all nodes would do at once.
+        node: what the node publishes about itself.
+        settings: the configuration.
+        random: jitters what all nodes would otherwise do at the same time.
     """
 
     def __init__(
@@ -93,17 +83,29 @@ class Member:
         self._node = node
         self._settings = settings
         self._random = random
-        self._look = get_op(keys.ctl, prefix_end(keys.ctl))
+        self._lifecycle = Lifecycle()
         self._session: Session | None = None
         self._watch: Watch | None = None
-        self._view = View(keys, self._on_change)
-        self._coordination: tuple[int, Coordinator, asyncio.Task[None]] | None = None
-        self._campaign: asyncio.Task[None] | None = None
-        self._resync: asyncio.Task[None] | None = None
         self._watch_lock = asyncio.Lock()
+        self._resync: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._looked_up = -1
-        self._place: Place | None = None
+        self._assignment: Assignment | None = None
+        self._view = View(keys, self._on_change)
+        self._election = Election(
+            client,
+            keys,
+            self._view,
+            settings.limits,
+            settings.options,
+            self._live_session,
+            settings.ttl,
+            node.name,
+            random,
+        )
+        self._bootstrap = BootstrapExchange(
+            client, keys, self._view, settings.run_id, node.name, settings.limits.reform_on_loss
+        )
 
     @property
     def view(self) -> View:
@@ -111,78 +113,120 @@ class Member:
         return self._view
 
     @property
+    def state(self) -> State:
+        """The state of the node."""
+        return self._lifecycle.state
+
+    @property
     def node_id(self) -> int | None:
         """The node's id; None while it has no lease."""
-        return self._session.lease if self._session is not None and self._session.alive else None
+        session = self._live_session()
+        return None if session is None else session.lease
 
-    # What the launcher asks.
+    def _live_session(self) -> Session | None:
+        return self._session if self._session is not None and self._session.alive else None
+
+    # What a launcher asks. The answers come from the view, without a request.
 
     def num_nodes_waiting(self) -> int:
-        """Return how many nodes are a reason to form the next round, as last heard."""
-        record, place = self._view.record, self._place
+        """Return how many nodes are a reason to form the next round."""
+        record, assignment = self._view.record, self._assignment
         if record is None or self._view.closed is not None:
             return 0
-        if place is not None and (record.round > place.round or self._is_lost()):
-            return max(1, record.waiting)  # the others have gone on without this node, or will
+        if assignment is not None and (record.round > assignment.round or self._is_lost()):
+            return max(1, record.waiting)  # the others form the next round without this node, or soon will
         return record.waiting
 
     def _is_lost(self) -> bool:
-        """Whether this node is itself a lost member, which is a reason for all to form the next round."""
-        return self._settings.limits.reform_on_loss and self._session is not None and not self._session.alive
+        """Return whether this node is lost itself, which is a reason for all members to form the next round."""
+        return self._settings.limits.reform_on_loss and self.state is State.LOST
 
     def is_closed(self) -> bool:
-        """Return whether the rendezvous is closed, as last heard."""
+        """Return whether the rendezvous is known to be closed."""
         return self._view.closed is not None
 
     # Joining.
 
-    async def join(self, timeout: float, serve: Callable[[], int]) -> tuple[Place, Bootstrap]:
-        """Leave the round this node is in, if any, and wait until it is part of a complete one.
+    async def join(self, timeout: float, serve: Callable[[], int]) -> tuple[Assignment, Bootstrap]:
+        """Leave the round that this node is in, if any, and wait until it is a member of a complete one.
 
         Args:
-            timeout: seconds; they do not run while the complete round has no place for the node.
-            serve: called in a thread on rank 0 of each round; starts what the workers meet at and returns its port.
+            timeout: the join timeout in seconds; it does not run while the node is a spare.
+            serve: called in a thread on rank 0 of each round; starts what the workers connect to and returns its port.
 
         Returns:
-            The node's place in the round, and where its workers meet.
+            What the node got from the round, and the address where its workers meet.
 
         Raises:
+            IllegalTransitionError: another join is under way.
             RendezvousClosedError: the rendezvous is closed.
-            RendezvousGracefulExitError: it closed while the node stood by.
-            RendezvousConnectionError: etcd could not be reached in time, or refused the user.
-            RendezvousStateError: what stands in etcd is damaged or foreign.
-            RendezvousTimeoutError: no round was complete in time.
+            RendezvousGracefulExitError: it was closed while the node was a spare.
+            RendezvousConnectionError: etcd could not be reached in time or refused the user, or the node left.
+            RendezvousStateError: a record in etcd is damaged or foreign.
+            RendezvousTimeoutError: no round with this node was complete in time.
         """
+        self._lifecycle.begin_join()
         self._deadline = asyncio.get_running_loop().time() + timeout
         try:
             while True:
-                place = await self._find_place(timeout)
-                bootstrap = await (self._publish(place, serve) if place.rank == 0 else self._hear(place))
+                assignment = await self._find_assignment(timeout)
+                bootstrap = await self._meet(assignment, serve)
+                self._check_not_left()
                 if bootstrap is not None:
-                    return place, bootstrap
-                logger.warning("round %d broke before rank 0 said where to meet; joining again", place.round)
-        except RendezvousError:
-            await self.leave(min(5.0, timeout))
+                    self._lifecycle.become(State.LOST if self.node_id is None else State.IN_ROUND)
+                    return assignment, bootstrap
+                logger.warning(
+                    "round %d broke before rank 0 published the address where the workers meet; joining again",
+                    assignment.round,
+                )
+                self._lifecycle.become(State.ENTERING)
+        except asyncio.CancelledError:
+            self._lifecycle.become(State.IDLE)
+            raise
+        except Exception:
+            await self.leave(min(self._settings.options.leave_timeout, timeout))
             raise
 
-    async def _find_place(self, timeout: float) -> Place:
-        self._place = place = None
-        while place is None:
+    async def _find_assignment(self, timeout: float) -> Assignment:
+        self._assignment = None
+        while True:
             await self._enter(self._deadline)
-            place = await self._follow(timeout)
-        self._place = place
-        self._node = self._node._replace(last_round=place.round, last_rank=place.rank)
-        return place
+            self._check_not_left()
+            self._lifecycle.become(State.WAITING)
+            assignment = await self._follow(timeout)
+            self._check_not_left()
+            if assignment is not None:
+                break
+            self._lifecycle.become(State.ENTERING)
+        self._lifecycle.become(State.MEETING)
+        self._assignment = assignment
+        self._node = msgspec.structs.replace(self._node, last_round=assignment.round, last_rank=assignment.rank)
+        return assignment
+
+    async def _meet(self, assignment: Assignment, serve: Callable[[], int]) -> Bootstrap | None:
+        if assignment.rank == 0:
+            return await self._bootstrap.publish(assignment, self._node.addr, serve, self._deadline)
+        return await self._bootstrap.wait(assignment, lambda: self.node_id is not None, self._deadline)
+
+    def _check_not_left(self) -> None:
+        """Raise RendezvousConnectionError if :meth:`leave` was called while the join was under way."""
+        if self.state is State.IDLE:
+            raise RendezvousConnectionError(
+                f"Node {self._node.name} left the rendezvous '{self._settings.run_id}' while it was joining."
+            )
 
     async def _enter(self, deadline: float) -> None:
-        """Write the node's key, on a lease that lives, with a watch on ``ctl/`` in force."""
+        """Write the node's key, bound to a live lease, while a watch on ``ctl/`` is active."""
+        ctl = self._keys.ctl
         while True:
             await self._prepare(deadline)
+            self._check_not_left()
             assert self._session is not None
             lease = self._session.lease
             node = put_op(self._keys.node(lease), self._node.encode(), lease)
+            operations = [campaign_op(self._keys, lease), node, get_op(ctl, prefix_end(ctl))]
             try:
-                answer = await self._client.txn([], [self._stand(lease), node, self._look], deadline=deadline)
+                answer = await self._client.txn([], operations, deadline=deadline)
             except EtcdError as exc:
                 logger.info("%s: joining again with a new lease", exc)
                 self._session.lose()
@@ -190,13 +234,8 @@ class Member:
             self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
             return
 
-    def _stand(self, lease: int) -> Message:
-        """Return the operation that makes this node the coordinator where there is none."""
-        key = self._keys.coordinator
-        return txn_op([absent(key)], [put_op(key, b"%016x" % lease, lease)])
-
     async def _prepare(self, deadline: float) -> None:
-        """Have a lease and a watch, which etcd grants side by side."""
+        """Get a lease and start a watch, at the same time."""
         if self._watch is not None:
             await self._have_session(deadline)
             return
@@ -213,7 +252,7 @@ class Member:
             self._session = await Session.open(
                 self._client, settings.ttl, settings.interval, self._on_loss, self._random, deadline
             )
-            # What was looked up was looked up under another id.
+            # The rosters were searched for another node id.
             self._looked_up = self._node.last_round
 
     async def _have_watch(self, deadline: float) -> None:
@@ -224,53 +263,48 @@ class Member:
                     ctl, prefix_end(ctl), self._view.receive, self._lose_track, deadline
                 )
 
-    async def _follow(self, timeout: float) -> Place | None:
-        """Return the node's place in a round; None where it lost its lease and must enter again."""
-        clock = asyncio.get_running_loop().time
-        view, stands_by = self._view, False
-        while self._session is not None and self._session.alive:
-            if view.trouble is not None:
-                raise view.trouble
+    async def _follow(self, timeout: float) -> Assignment | None:
+        """Return what the node gets from a round; None if its lease ended and it must enter again."""
+        clock, view = asyncio.get_running_loop().time, self._view
+        while self.node_id is not None:
+            if view.error is not None:
+                raise RendezvousStateError(*view.error.args)
             record = view.record
-            step, reason = rules.follow(
-                record,
-                self._looked_up,
-                self._node.last_round,
-                stands_by,
-                view.closed is not None,
-                clock() > self._deadline,
-            )
+            stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
+            step, reason = rules.follow(record, self._looked_up, self._node.last_round, stands_by, closed, late)
             logger.debug("node %s: %s: %s", self._node.name, step.name, reason)
             if step is Step.LOOK_UP:
                 assert record is not None
-                place = await self._look_up(record, view.record_revision)
-                if place is not None:
-                    return place
+                assignment = await self._look_up(record, view.record_revision)
+                if assignment is not None:
+                    return assignment
                 continue
-            if step is Step.ERROR_CLOSED:
-                raise RendezvousClosedError(f"The rendezvous '{self._settings.run_id}' is closed{self._why()}.")
-            if step is Step.EXIT_GRACEFULLY:
-                raise RendezvousGracefulExitError(
-                    f"The rendezvous '{self._settings.run_id}' closed while node {self._node.name} stood by."
-                )
-            if step is Step.ERROR_TIMEOUT:
-                raise RendezvousTimeoutError(
-                    f"The rendezvous '{self._settings.run_id}' timed out for node {self._node.name}: {reason} "
-                    f"({timeout:g} s); {rules.blame(record, rules.least(self._settings.limits))}."
-                )
-            stands_by = step is Step.STAND_BY
+            self._raise_final(step, reason, timeout)
+            if (step is Step.STAND_BY) != stands_by:
+                self._lifecycle.become(State.WAITING if stands_by else State.STANDING_BY)
             await view.change(self._deadline - clock() + 0.001)
-            if stands_by:
-                # From what it heard now, whatever that is, the node has the whole time again.
+            if step is Step.STAND_BY:
+                # Each update that a spare receives, whatever it says, restarts its join timeout.
                 self._deadline = clock() + timeout
         return None
 
-    def _why(self) -> str:
-        closed = self._view.closed
-        return f" ({closed.reason}, by {closed.by})" if closed is not None else ""
+    def _raise_final(self, step: Step, reason: str, timeout: float) -> None:
+        """Raise the error with which the join ends, if ``step`` ends it."""
+        run_id, view = self._settings.run_id, self._view
+        if step is Step.ERROR_CLOSED:
+            raise RendezvousClosedError(rules.closed_message(run_id, view.closed))
+        if step is Step.EXIT_GRACEFULLY:
+            raise RendezvousGracefulExitError(
+                f"The rendezvous '{run_id}' was closed while node {self._node.name} was a spare."
+            )
+        if step is Step.ERROR_TIMEOUT:
+            progress = rules.progress(view.record, rules.least(self._settings.limits))
+            raise RendezvousTimeoutError(
+                f"The rendezvous '{run_id}' timed out for node {self._node.name}: {reason} ({timeout:g} s); {progress}."
+            )
 
-    async def _look_up(self, record: RoundRecord, revision: int) -> Place | None:
-        """Return the node's place in a complete round, or None where it is not a member."""
+    async def _look_up(self, record: RoundRecord, revision: int) -> Assignment | None:
+        """Return what the node gets from a complete round; None if it is not a member."""
         session = self._session
         deadline = max(self._deadline, asyncio.get_running_loop().time() + 1.0)
         assert session is not None
@@ -282,7 +316,7 @@ class Member:
             except EtcdError:
                 found, _ = await self._client.range(key, b"", deadline)
             if not found:
-                # The round is over already, and tidied away: this node was not in it.
+                # The round has ended and its roster was deleted: this node was not a member.
                 self._looked_up = record.round
                 return None
             shard = found[0].value
@@ -290,55 +324,9 @@ class Member:
         self._looked_up = record.round
         if rank is None or not session.alive:
             return None
-        return Place(record.round, rank, world_size, revision, self._view.run_lease)
+        return Assignment(record.round, rank, world_size, revision, self._view.run_lease)
 
-    # Where the workers meet.
-
-    async def _publish(self, place: Place, serve: Callable[[], int]) -> Bootstrap | None:
-        """Say, as rank 0, where the workers meet; None where the round is broken already."""
-        port = await asyncio.get_running_loop().run_in_executor(None, serve)
-        mine = Bootstrap(place.round, self._node.addr, port)
-        key, known, revision = self._keys.bootstrap, self._view.bootstrap, self._view.bootstrap_revision
-        while known is None or known.round < place.round:
-            try:
-                answer = await self._client.txn(
-                    [compare(key, "mod_revision", revision)],
-                    [put_op(key, mine.encode(), place.run_lease)],
-                    [get_op(key)],
-                    deadline=self._deadline,
-                )
-            except EtcdError as exc:
-                logger.warning("%s: the run's records are gone", exc)
-                return None
-            if answer.succeeded:
-                return mine
-            # Another round's rank 0 wrote since this node last heard, or this one's first try did get through.
-            found = answer.responses[0].response_range.kvs
-            known = Bootstrap.decode(key, found[0].value) if found else None
-            revision = found[0].mod_revision if found else 0
-        return mine if known == mine else None
-
-    async def _hear(self, place: Place) -> Bootstrap | None:
-        """Wait for rank 0 to say where the workers meet; None where the round broke before."""
-        clock, view = asyncio.get_running_loop().time, self._view
-        while True:
-            bootstrap, record = view.bootstrap, view.record
-            if bootstrap is not None and bootstrap.round == place.round:
-                return bootstrap
-            if record is None or record.round != place.round or record.headless or self.node_id is None:
-                return None
-            if record.lost and self._settings.limits.reform_on_loss:
-                return None
-            if view.closed is not None:
-                raise RendezvousClosedError(f"The rendezvous '{self._settings.run_id}' is closed{self._why()}.")
-            if clock() > self._deadline:
-                raise RendezvousTimeoutError(
-                    f"The rendezvous '{self._settings.run_id}' timed out for node {self._node.name}: rank 0 of round "
-                    f"{place.round} is alive but has not said where the workers meet."
-                )
-            await view.change(self._deadline - clock() + 0.001)
-
-    # Leaving and closing.
+    # Closing and leaving.
 
     async def close(self, reason: str, deadline: float) -> None:
         """Close the rendezvous for all nodes, for good. Raises RendezvousConnectionError."""
@@ -346,50 +334,56 @@ class Member:
         while True:
             if not lease:
                 found, _ = await self._client.range(self._keys.round, b"", deadline)
-                lease = found[0].lease if found else await self._client.grant(RUN_TTL, deadline)
+                lease = found[0].lease if found else await self._client.grant(self._settings.options.run_ttl, deadline)
             closed = put_op(self._keys.closed, Closed(reason, self._node.name).encode(), lease)
             try:
                 await self._client.txn([absent(self._keys.closed)], [closed], deadline=deadline)
             except EtcdError as exc:
-                logger.info("%s: closing on another lease", exc)
-                lease = await self._client.grant(RUN_TTL, deadline)
+                logger.info("%s: closing with a new run lease", exc)
+                lease = await self._client.grant(self._settings.options.run_ttl, deadline)
                 continue
             self._view.closed = self._view.closed or Closed(reason, self._node.name)
             self._view.wake()
             return
 
     async def leave(self, timeout: float) -> None:
-        """Leave the run: what etcd has of this node goes, and nothing of it runs here any more."""
-        for task in (self._campaign, self._resync, self._coordination and self._coordination[2]):
-            if task is not None:
-                task.cancel()
-        self._campaign = self._resync = self._coordination = None
+        """Leave the run: stop all of the node's tasks, and delete its keys within ``timeout`` seconds."""
+        self._lifecycle.become(State.IDLE)
+        self._election.stop()
+        resync, self._resync = self._resync, None
         watch, self._watch = self._watch, None
         session, self._session = self._session, None
         self._view.synced = False
+        if resync is not None:
+            resync.cancel()
         if watch is not None:
             watch.cancel()
         if session is not None:
             await session.close(asyncio.get_running_loop().time() + timeout)
 
-    # What happens meanwhile.
+    # Events.
+
+    def _on_change(self) -> None:
+        self._election.update()
 
     def _on_loss(self) -> None:
         logger.warning(
-            "node %s lost its lease in the rendezvous '%s': etcd heard nothing of it for %d s",
+            "node %s lost its lease in the rendezvous '%s': etcd received no keep-alive for %d s",
             self._node.name,
             self._settings.run_id,
             self._settings.ttl,
         )
-        self._stop_coordinating()
+        if self.state is State.IN_ROUND:
+            self._lifecycle.become(State.LOST)
+        self._election.step_down()
         self._view.wake()
 
     def _lose_track(self) -> None:
-        """Etcd has forgotten changes that this node has not heard of: read anew."""
+        """Start another watch and read everything, because the watch has ended and events may be missing."""
         self._watch = None
-        self._resync = asyncio.get_running_loop().create_task(self._read_anew())
+        self._resync = asyncio.get_running_loop().create_task(self._read_again())
 
-    async def _read_anew(self) -> None:
+    async def _read_again(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             try:
@@ -398,52 +392,5 @@ class Member:
                 self._view.read(*await self._client.range(ctl, prefix_end(ctl), clock() + _FOREVER))
                 return
             except RendezvousConnectionError as exc:
-                logger.warning("node %s cannot follow its run: %s", self._node.name, exc)
+                logger.warning("node %s receives no events of its run: %s; trying again", self._node.name, exc)
                 await asyncio.sleep(self._settings.interval)
-
-    def _on_change(self) -> None:
-        """Coordinate where this node is the coordinator; campaign where nobody is."""
-        leader, node_id = self._view.leader, self.node_id
-        if self._coordination is not None:
-            fence, coordinator, _ = self._coordination
-            if leader is None or leader.fence != fence or leader.node_id != node_id:
-                self._stop_coordinating()
-            elif self._view.closed is not None:
-                coordinator.close()
-        if node_id is None or self._view.closed is not None:
-            return
-        if leader is None:
-            if self._view.synced and (self._campaign is None or self._campaign.done()):
-                self._campaign = asyncio.get_running_loop().create_task(self._run_for_coordinator())
-        elif leader.node_id == node_id and self._coordination is None:
-            coordinator = Coordinator(self._client, self._keys, self._settings.limits, leader.fence)
-            task = asyncio.get_running_loop().create_task(coordinator.run())
-            self._coordination = (leader.fence, coordinator, task)
-
-    def _stop_coordinating(self) -> None:
-        coordination, self._coordination = self._coordination, None
-        if coordination is not None:
-            coordination[2].cancel()
-
-    async def _run_for_coordinator(self) -> None:
-        """Put this node forward, after a pause in which most nodes hear that another was faster."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            record = self._view.record
-            nodes = 0 if record is None else max(record.world_size, record.joined)
-            await asyncio.sleep(self._random.uniform(0, min(5.0, 0.1 + rules.publish_interval(nodes, urgent=True))))
-            lease = self.node_id
-            if self._view.leader is not None or self._view.closed is not None or lease is None:
-                return
-            try:
-                answer = await self._client.txn(
-                    [], [self._stand(lease), self._look], deadline=clock() + self._settings.ttl
-                )
-            except EtcdError:
-                if self._session is not None:
-                    self._session.lose()
-                return
-            except RendezvousConnectionError as exc:
-                logger.warning("node %s could not run for coordinator: %s; trying again", self._node.name, exc)
-                continue
-            self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision)

@@ -1,35 +1,57 @@
-"""The keys of a run, and what stands under them: JSON that a person can read with etcdctl.
+"""The keys of a run and the records under them: JSON that a person can read with etcdctl.
 
-    <prefix>/<run id>/ctl/coordinator     the coordinator's node id; its create revision is the fencing token
+    <prefix>/<run id>/ctl/coordinator     the coordinator's node id; the key's create revision is the fence
     <prefix>/<run id>/ctl/round           the round record
-    <prefix>/<run id>/ctl/bootstrap       where the workers of the round meet
-    <prefix>/<run id>/ctl/closed          present once closed
-    <prefix>/<run id>/nodes/<node id>     one a node
-    <prefix>/<run id>/roster/<round>/<k>  shards of the roster, in the core's bytes
-    <prefix>/<run id>/store/<round>/...   the round's key-value store
-    <prefix>/<run id>/adders/<round>/...  which changes to the store have been made, by client and slot
-    <prefix>/<run id>/state               the state of the blob protocol, where that runs on this API (``backend``)
+    <prefix>/<run id>/ctl/bootstrap       the address and port of rank 0 in the round
+    <prefix>/<run id>/ctl/closed          exists once the rendezvous is closed
+    <prefix>/<run id>/nodes/<node id>     one key for each node
+    <prefix>/<run id>/roster/<round>/<k>  the shards of the roster, in the format of the core
+    <prefix>/<run id>/store/<round>/...   the key-value store of the round
+    <prefix>/<run id>/adders/<round>/...  the store's idempotency keys, by client and slot
+    <prefix>/<run id>/state               the state blob of the dynamic protocol, if that uses this API
 
-A node's id is the number of its lease, in keys as sixteen hexadecimal digits. Rounds are ten decimal digits in keys,
-so that they sort. A run id is percent-encoded: none reaches into another's keys.
+A node id is the number of the node's lease. In keys it is sixteen hexadecimal digits. A round number is ten decimal
+digits in keys, so that the keys sort by round. A run id is percent-encoded, so that it cannot name another run's keys.
+
+A record is decoded into a typed, immutable struct that checks every range. Unknown fields are ignored. A field that has
+its default value is not written.
 """
 
 from __future__ import annotations
 
-import json
-from base64 import b64decode, b64encode
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from enum import Enum
+from typing import Annotated, TypeVar
 from urllib.parse import quote
+
+import msgspec
+from msgspec import Meta, Struct, field
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.etcd.v3.operations import prefix_end
 
-__all__ = ["Bootstrap", "Closed", "Keys", "NodeRecord", "Phase", "RoundRecord", "run_keys"]
+__all__ = ["MAX_ROUND", "Bootstrap", "Closed", "Keys", "NodeRecord", "Phase", "RoundRecord", "printable", "run_keys"]
 
 _T = TypeVar("_T")
+
+_NODE_ID = re.compile(rb"[0-9a-f]{16}")
+_QUOTED_BYTES = 60
+_QUOTED_PROBLEM = 120
+
+MAX_ROUND = 10**10 - 1
+"""The greatest round number: ten decimal digits."""
+
+_MAX_NODES = 131072  # what a roster holds at most
+_MAX_COUNT = 2**31 - 1
+
+_Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
+_Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
+_Nodes = Annotated[int, Meta(ge=0, le=_MAX_NODES)]
+_Text = Annotated[str, Meta(max_length=1024)]
+_NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
+_Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Keys:
@@ -55,15 +77,24 @@ class Keys:
         return self.nodes + b"%016x" % node_id
 
     def node_id(self, key: bytes) -> int:
-        """Return whose key it is, the reverse of :meth:`node`."""
-        return int(key[len(self.nodes) :], 16)
+        """Return the id of the node that owns ``key``: the reverse of :meth:`node`.
+
+        Raises:
+            RendezvousStateError: the name is not a node id.
+        """
+        name = key[len(self.nodes) :]
+        if not _NODE_ID.fullmatch(name):
+            raise RendezvousStateError(
+                f"the etcd key '{printable(key)}' is not the key of a node: a node id has sixteen hexadecimal digits"
+            )
+        return int(name, 16)
 
     def of_round(self, kind: str, number: int) -> bytes:
-        """Return the prefix of the keys of one round: of its ``roster``, ``store`` or ``adders``."""
+        """Return the prefix of the keys of one round; ``kind`` is ``roster``, ``store`` or ``adders``."""
         return self.root + f"{kind}/{number:010d}/".encode()
 
     def shard(self, number: int, shard: int) -> bytes:
-        """Return the key of one shard of a round's roster."""
+        """Return the key of shard number ``shard`` of a round's roster."""
         return self.of_round("roster", number) + b"%04d" % shard
 
     def before_round(self, kind: str, number: int) -> tuple[bytes, bytes]:
@@ -84,211 +115,201 @@ def run_keys(params: RendezvousParameters) -> Keys:
     return Keys(config.PREFIX.read(params), params.run_id)
 
 
-def _pack(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
+def printable(data: bytes, limit: int = 200) -> str:
+    """Return ``data`` as text for a message: at most ``limit`` bytes, with everything that is not printable escaped."""
+    text = data[:limit].decode("utf-8", "backslashreplace")
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return shown + ("..." if len(data) > limit else "")
 
 
-def _unpack(key: bytes, data: bytes, make: Callable[[dict[str, Any]], _T]) -> _T:
+def _decode(key: bytes, data: bytes, decode: Callable[[bytes], _T]) -> _T:
     try:
-        return make(json.loads(data))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        raise RendezvousStateError(
-            f"the etcd key '{key.decode(errors='replace')}' holds {data[:60]!r}, which is not a record of this "
-            f"rendezvous: something else wrote it, or another release ({exc!r})"
-        ) from exc
+        return decode(data)
+    except (ValueError, RecursionError) as exc:  # msgspec's own errors are ValueErrors
+        raise _error(key, data, _problem(exc)) from None
 
 
-def _check(value: Any, kind: type[_T]) -> _T:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is not of type {kind.__name__}")
-    return value
+_JSON_TYPES = {
+    "array": "an array",
+    "bool": "true or false",
+    "bytes": "base64",
+    "float": "a fraction",
+    "int": "an integer",
+    "null": "null",
+    "object": "an object",
+    "str": "a string",
+}
 
 
-class NodeRecord(NamedTuple):
-    """What a node says of itself.
+def _problem(exc: Exception) -> str:
+    """Return in one short line what is wrong, with the name of the field first."""
+    if isinstance(exc, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(exc, UnicodeDecodeError):
+        return "it is not UTF-8"
+    text, _, path = str(exc).rpartition(" - at `$")  # msgspec's form: Expected `int` >= 0 - at `$.pid`
+    text, name = (text, path.rstrip("`").lstrip(".")) if text else (str(exc), "")
+    missing = re.match("Object missing required field `(.*)`", text)
+    if missing:
+        return f"field '{missing[1]}' is missing"
+    text = re.sub("`([a-z]+)`", lambda word: _JSON_TYPES.get(word[1], f"'{word[1]}'"), text[:_QUOTED_PROBLEM])
+    text = printable(text.replace("Expected", "expected", 1).encode("utf-8", "backslashreplace"))
+    return f"field '{printable(name.encode())}': {text}" if name else text
+
+
+def _error(key: bytes, data: bytes, problem: str) -> RendezvousStateError:
+    quoted = repr(data[:_QUOTED_BYTES]) + ("..." if len(data) > _QUOTED_BYTES else "")
+    return RendezvousStateError(
+        f"the etcd key '{printable(key)}' contains {quoted}, which is not a valid record ({problem}); "
+        f"another program or another version wrote it"
+    )
+
+
+class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a node publishes about itself.
 
     Attributes:
         addr: its address.
-        pid: its process.
+        pid: its process id.
         local_id: its number within the process.
-        last_round: the last round that it was in and has left; -1 for none.
-        last_rank: its rank in that round.
-        topology: where it is in the network, from the widest part to the narrowest; empty where unknown.
-        rank_hint: what it is to be ranked by before all else, or None.
+        last_round: the last round of which it was a member and that it has left; -1 if there is none.
+        last_rank: its rank in that round; -1 if there is none.
+        topology: its position in the network, from the widest part to the narrowest; empty if unknown.
+        rank_hint: the number that orders ranks before all else, or None.
     """
 
-    addr: str
-    pid: int
-    local_id: int
-    last_round: int = -1
-    last_rank: int = 0
-    topology: str = ""
-    rank_hint: int | None = None
+    addr: _Text
+    pid: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    local_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = field(name="local")
+    last_round: Annotated[int, Meta(ge=-1, le=MAX_ROUND)] = field(default=-1, name="last")
+    last_rank: Annotated[int, Meta(ge=-1, le=_MAX_NODES)] = field(default=-1, name="rank")
+    topology: _Text = ""
+    rank_hint: _Int64 | None = field(default=None, name="hint")
 
     @property
     def name(self) -> str:
-        """What the node is called in messages."""
+        """The node's name in messages."""
         return f"{self.addr}_{self.pid}_{self.local_id}"
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        values: dict[str, Any] = {"addr": self.addr, "pid": self.pid, "local": self.local_id}
-        if self.last_round >= 0:
-            values.update(last=self.last_round, rank=self.last_rank)
-        if self.topology:
-            values["topology"] = self.topology
-        if self.rank_hint is not None:
-            values["hint"] = self.rank_hint
-        return _pack(values)
+        return _encode(self)
 
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> NodeRecord:
-        """Return the record that stands under ``key``. Raises RendezvousStateError where it is none."""
+        """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
+        return _decode(key, data, _decode_node)
 
-        def make(values: dict[str, Any]) -> NodeRecord:
-            hint = values.get("hint")
-            return cls(
-                _check(values["addr"], str),
-                _check(values["pid"], int),
-                _check(values["local"], int),
-                _check(values.get("last", -1), int),
-                _check(values.get("rank", 0), int),
-                _check(values.get("topology", ""), str),
-                None if hint is None else _check(hint, int),
-            )
+    def check(self) -> None:
+        """Check that other nodes can read the record.
 
-        return _unpack(key, data, make)
+        Raises:
+            ValueError: a value is out of range, too long or not valid Unicode.
+        """
+        try:
+            _decode_node(_encode(self))
+        except (ValueError, OverflowError) as exc:
+            raise ValueError(f"The node {self.name[:80]!r} cannot be published: {_problem(exc)}.") from None
 
 
-class Phase:
+class Phase(Enum):
     """The phases of a round."""
 
     FORMING = "forming"
     LAST_CALL = "last call"
     COMPLETE = "complete"
-    ALL = (FORMING, LAST_CALL, COMPLETE)
 
 
-@dataclass(frozen=True)
-class RoundRecord:
-    """What the coordinator says of the round.
+class RoundRecord(Struct, frozen=True, omit_defaults=True):
+    """What the coordinator publishes about the round.
 
     Attributes:
         round: its number, from 0.
-        phase: one of :class:`Phase`.
-        joined: how many nodes have joined, while it forms.
-        min_nodes: the least number of nodes, as the coordinator was told.
-        max_nodes: the greatest.
-        world_size: how many nodes the complete round has.
-        shards: in how many shards its roster stands.
-        roster: the one shard itself, where it is small; else None.
+        phase: its phase.
+        joined: while it forms: how many nodes have joined.
+        min_nodes: the minimum number of nodes, as configured at the coordinator.
+        max_nodes: the maximum number of nodes.
+        world_size: how many members the complete round has.
+        shards: how many shards its roster has.
         waiting: how many nodes are a reason to form the next round.
-        spares: how many nodes the complete round has no place for.
-        lost: how many of its members are gone without having left.
-        headless: whether rank 0 is among them, or has left.
-        missing: names of nodes of the last round that are gone and have not come back, the first few.
-        missing_count: how many they are.
+        spares: how many nodes the complete round has no room for.
+        lost: how many of its members are lost.
+        missing_count: how many members of the last round are missing.
+        roster: the roster itself, as one shard, if it is small; else None.
+        rank_0_gone: whether the member of rank 0 has left or is lost.
+        missing: the names of the first few that are missing.
     """
 
-    round: int
-    phase: str = Phase.FORMING
-    joined: int = 0
-    min_nodes: int = 0
-    max_nodes: int = 0
-    world_size: int = 0
-    shards: int = 0
-    roster: bytes | None = None
-    waiting: int = 0
-    spares: int = 0
-    lost: int = 0
-    headless: bool = False
-    missing: tuple[str, ...] = field(default=())
-    missing_count: int = 0
+    round: _Round
+    phase: Phase  # no default: it is always written
+    joined: _Count = 0
+    min_nodes: _Count = 0
+    max_nodes: _Count = 0
+    world_size: _Nodes = 0
+    shards: _Nodes = 0
+    waiting: _Count = 0
+    spares: _Count = 0
+    lost: _Count = 0
+    missing_count: _Count = 0
+    roster: Annotated[bytes, Meta(max_length=2**21)] | None = None
+    rank_0_gone: bool = field(default=False, name="headless")
+    missing: Annotated[tuple[_NodeName, ...], Meta(max_length=1024)] = ()
 
     @property
     def complete(self) -> bool:
         """Whether the round is complete."""
-        return self.phase == Phase.COMPLETE
+        return self.phase is Phase.COMPLETE
 
     def encode(self) -> bytes:
-        """Return the record's bytes; what has its default is left out."""
-        values: dict[str, Any] = {"round": self.round, "phase": self.phase}
-        for name in _COUNTS:
-            if number := getattr(self, name):
-                values[name] = number
-        if self.roster is not None:
-            values["roster"] = b64encode(self.roster).decode()
-        if self.headless:
-            values["headless"] = True
-        if self.missing:
-            values["missing"] = self.missing
-        return _pack(values)
+        """Return the record's bytes."""
+        return _encode(self)
 
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> RoundRecord:
-        """Return the record that stands under ``key``. Raises RendezvousStateError where it is none."""
-
-        def make(values: dict[str, Any]) -> RoundRecord:
-            roster = values.get("roster")
-            if values["phase"] not in Phase.ALL:
-                raise ValueError(f"unknown phase {values['phase']!r}")
-            return cls(
-                round=_check(values["round"], int),
-                phase=values["phase"],
-                roster=None if roster is None else b64decode(roster, validate=True),
-                headless=bool(values.get("headless")),
-                missing=tuple(_check(name, str) for name in values.get("missing", ())),
-                **{name: _check(values.get(name, 0), int) for name in _COUNTS},
-            )
-
-        return _unpack(key, data, make)
+        """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
+        record = _decode(key, data, _decode_round)
+        if record.complete and not record.world_size:
+            raise _error(key, data, "field 'world_size': a complete round has members")
+        if record.complete and not 1 <= record.shards <= record.world_size:
+            raise _error(key, data, f"field 'shards': expected 1 to {record.world_size}, the world size")
+        return record
 
 
-_COUNTS = (
-    "joined",
-    "min_nodes",
-    "max_nodes",
-    "world_size",
-    "shards",
-    "waiting",
-    "spares",
-    "lost",
-    "missing_count",
-)
+class Bootstrap(Struct, frozen=True):
+    """The address and port of rank 0 in a round, where the workers meet."""
 
-
-class Bootstrap(NamedTuple):
-    """Where the workers of a round meet."""
-
-    round: int
-    addr: str
-    port: int
+    round: _Round
+    addr: _Text
+    port: Annotated[int, Meta(ge=1, le=65535)]
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        return _pack(self._asdict())
+        return _encode(self)
 
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> Bootstrap:
-        """Return the record that stands under ``key``. Raises RendezvousStateError where it is none."""
-        return _unpack(
-            key,
-            data,
-            lambda values: cls(_check(values["round"], int), _check(values["addr"], str), _check(values["port"], int)),
-        )
+        """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
+        return _decode(key, data, _decode_bootstrap)
 
 
-class Closed(NamedTuple):
-    """Why the rendezvous is closed, and which node closed it."""
+class Closed(Struct, frozen=True):
+    """Why the rendezvous is closed, and the name of the node that closed it."""
 
     reason: str
-    by: str
+    by: _NodeName
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        return _pack(self._asdict())
+        return _encode(self)
 
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> Closed:
-        """Return the record that stands under ``key``. Raises RendezvousStateError where it is none."""
-        return _unpack(key, data, lambda values: cls(_check(values["reason"], str), _check(values["by"], str)))
+        """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
+        return _decode(key, data, _decode_closed)
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_node = msgspec.json.Decoder(NodeRecord).decode
+_decode_round = msgspec.json.Decoder(RoundRecord).decode
+_decode_bootstrap = msgspec.json.Decoder(Bootstrap).decode
+_decode_closed = msgspec.json.Decoder(Closed).decode

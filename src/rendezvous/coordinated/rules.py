@@ -1,15 +1,15 @@
-"""Every decision that moves a coordinated round: pure functions of what is known, with a reason in words.
+"""Every decision of the coordinated rendezvous: pure functions that return an action and a reason in words.
 
-The coordinator decides for all, by :func:`coordinate`:
+The coordinator decides for the run, in :func:`coordinate`:
 
-    The round forms.   Each node that is there is a candidate. With ``max_nodes`` of them it completes; with
-                       ``min_nodes`` the last call begins, and when that ends it completes; below again, the last
-                       call is off. All numbers count whole node units.
-    It is complete.    It stays so while any member is in it: a member leaves by asking to join again, or by losing
-                       its lease. When none is left, the next round forms.
-    Closed             is final.
+    The round forms.       Each node with a key is a candidate. With ``max_nodes`` candidates the round completes. With
+                           ``min_nodes`` the last call begins, and the round completes when it ends. If the number
+                           falls below ``min_nodes``, the last call is cancelled. Only whole node units count.
+    The round is complete. It stays complete while at least one member is in it. A member leaves by joining again, or
+                           is lost when its lease ends. When no member is left, the next round forms.
+    Closed.                A closed rendezvous stays closed.
 
-A node decides for itself, by :func:`follow`, what to make of the round record.
+Each node decides for itself, in :func:`follow`, how to react to the round record.
 """
 
 from __future__ import annotations
@@ -19,34 +19,38 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from rendezvous.coordinated.records import NodeRecord, RoundRecord
+from rendezvous.coordinated.records import Closed, NodeRecord, RoundRecord, printable
 from rendezvous.utils import listed, natural_key
 
 __all__ = [
+    "Assignment",
     "Candidate",
+    "Counts",
     "Decision",
     "Limits",
     "Move",
     "RankPolicy",
     "Step",
-    "Tally",
-    "blame",
     "choose",
+    "closed_message",
     "coordinate",
     "follow",
     "least",
+    "progress",
     "publish_interval",
     "spares",
     "usable",
     "waiting",
 ]
 
+# How many messages a second all watchers together may receive of urgent round records, and of others.
 _URGENT_MESSAGES_PER_SECOND = 2000
 _MESSAGES_PER_SECOND = 500
+_REASON_BYTES = 200
 
 
 class RankPolicy(str, Enum):
-    """How members are ordered: by host, by their order in the round before, or by arrival."""
+    """How members are ordered into ranks: by host, by their ranks in the last round, or by arrival."""
 
     HOST = "host"
     STABLE = "stable"
@@ -55,19 +59,19 @@ class RankPolicy(str, Enum):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the rules go by.
+    """The configuration of the rules.
 
     Attributes:
-        min_nodes: the least number of nodes of a round.
-        max_nodes: the greatest.
+        min_nodes: the minimum number of members of a round.
+        max_nodes: the maximum number of members of a round.
         last_call: seconds that a round with enough nodes waits for more.
-        node_unit: the world is a multiple of it.
-        upscale: whether a newcomer is a reason to form a larger world.
-        reform_on_loss: whether a lost member is a reason to form the world anew.
-        rank_policy: how members are ordered.
+        node_unit: the world size is a multiple of this number.
+        upscale: whether a newcomer is a reason to form a larger round.
+        reform_on_loss: whether a lost member is a reason to form the next round.
+        rank_policy: how members are ordered into ranks.
 
     Raises:
-        ValueError: no multiple of ``node_unit`` lies from ``min_nodes`` to ``max_nodes``.
+        ValueError: no multiple of ``node_unit`` is in the range from ``min_nodes`` to ``max_nodes``.
     """
 
     min_nodes: int
@@ -82,34 +86,34 @@ class Limits:
         if self.max_nodes - self.max_nodes % self.node_unit < self.min_nodes:
             raise ValueError(
                 f"The rendezvous configuration option 'node_unit' ({self.node_unit}) has no multiple from "
-                f"{self.min_nodes} to {self.max_nodes}, the numbers of nodes."
+                f"{self.min_nodes} to {self.max_nodes}, the minimum and maximum number of nodes."
             )
 
 
 def least(limits: Limits) -> int:
-    """Return the least number of nodes that makes a round: whole units."""
+    """Return the smallest world size: ``min_nodes``, rounded up to whole node units."""
     return limits.min_nodes + -limits.min_nodes % limits.node_unit
 
 
 def usable(nodes: int, limits: Limits) -> int:
-    """Return how many of ``nodes`` a round can take: whole units, at most the maximum; 0 for too few."""
+    """Return how many of ``nodes`` can be members: whole node units, at most ``max_nodes``; 0 if they are too few."""
     most = min(nodes, limits.max_nodes)
     most -= most % limits.node_unit
     return most if most >= limits.min_nodes else 0
 
 
-# What the coordinator decides.
+# Decisions of the coordinator.
 
 
-class Tally(NamedTuple):
-    """The nodes, counted.
+class Counts(NamedTuple):
+    """How many nodes of each kind there are.
 
     Attributes:
         complete: whether the round is complete; while it forms, all nodes are newcomers.
         present: members that are in the round.
-        returned: members that have left it and want the next.
-        lost: members that are gone.
-        newcomers: other nodes.
+        returned: members that have left the round and joined again.
+        lost: members whose key is gone.
+        newcomers: all other nodes.
         closed: whether the rendezvous is closed.
     """
 
@@ -122,9 +126,9 @@ class Tally(NamedTuple):
 
 
 class Move(Enum):
-    """What the coordinator does."""
+    """What the coordinator does next."""
 
-    REST = auto()
+    WAIT = auto()
     OPEN = auto()
     BEGIN_LAST_CALL = auto()
     END_LAST_CALL = auto()
@@ -138,62 +142,62 @@ class Decision(NamedTuple):
     reason: str
 
 
-def coordinate(tally: Tally, limits: Limits, last_call_left: float | None) -> Decision:
+def coordinate(counts: Counts, limits: Limits, last_call_left: float | None) -> Decision:
     """Decide the coordinator's next move.
 
     Args:
-        tally: who is there.
-        limits: what the rules go by.
-        last_call_left: seconds until the last call ends; None where there is none.
+        counts: the nodes.
+        limits: the configuration.
+        last_call_left: seconds until the last call ends; None if there is no last call.
     """
-    if tally.closed:
-        return Decision(Move.REST, "the rendezvous is closed")
-    if tally.complete:
-        if tally.present:
-            return Decision(Move.REST, f"{tally.present} members are in the round")
-        return Decision(Move.OPEN, "every member has left or is lost")
-    size = usable(tally.newcomers, limits)
+    if counts.closed:
+        return Decision(Move.WAIT, "the rendezvous is closed")
+    if counts.complete:
+        if counts.present:
+            return Decision(Move.WAIT, f"members still in the round: {counts.present}")
+        return Decision(Move.OPEN, "all members have left or are lost")
+    size = usable(counts.newcomers, limits)
     if size + limits.node_unit > limits.max_nodes:
-        return Decision(Move.COMPLETE, f"{size} nodes joined, the most that a round takes")
+        return Decision(Move.COMPLETE, f"{size} nodes joined, the maximum of a round")
     if not size:
-        reason = f"{tally.newcomers} of at least {least(limits)} nodes joined"
-        return Decision(Move.REST if last_call_left is None else Move.END_LAST_CALL, reason)
+        reason = f"{counts.newcomers} of at least {least(limits)} nodes joined"
+        return Decision(Move.WAIT if last_call_left is None else Move.END_LAST_CALL, reason)
     if last_call_left is None:
-        return Decision(Move.BEGIN_LAST_CALL, f"{tally.newcomers} nodes joined, enough for a round of {size}")
+        return Decision(Move.BEGIN_LAST_CALL, f"{counts.newcomers} nodes joined, enough for a round of {size}")
     if last_call_left > 0:
-        return Decision(Move.REST, f"last call: {tally.newcomers} nodes joined")
-    return Decision(Move.COMPLETE, f"the last call is over: {tally.newcomers} nodes joined")
+        return Decision(Move.WAIT, f"last call: {counts.newcomers} nodes joined so far")
+    return Decision(Move.COMPLETE, f"the last call has ended: {counts.newcomers} nodes joined")
 
 
-def _room_for_newcomers(tally: Tally, limits: Limits) -> bool:
-    members = tally.present + tally.returned
-    size = members + tally.newcomers
+def _room_for_newcomers(counts: Counts, limits: Limits) -> bool:
+    members = counts.present + counts.returned
+    size = members + counts.newcomers
     if not limits.upscale:
-        size = min(size, members + tally.lost)
+        size = min(size, members + counts.lost)
     return usable(size, limits) > members
 
 
-def waiting(tally: Tally, limits: Limits) -> int:
-    """Return how many nodes are a reason to leave the complete round and form the next."""
-    if not tally.complete or tally.closed:
+def waiting(counts: Counts, limits: Limits) -> int:
+    """Return how many nodes are a reason to leave the complete round and to form the next."""
+    if not counts.complete or counts.closed:
         return 0
-    count = tally.returned
+    number = counts.returned
     if limits.reform_on_loss:
-        count += tally.lost
-    if _room_for_newcomers(tally, limits):
-        count += tally.newcomers
-    return count
+        number += counts.lost
+    if _room_for_newcomers(counts, limits):
+        number += counts.newcomers
+    return number
 
 
-def spares(tally: Tally, limits: Limits) -> int:
-    """Return how many nodes the complete round has no place for."""
-    return 0 if not tally.complete or _room_for_newcomers(tally, limits) else tally.newcomers
+def spares(counts: Counts, limits: Limits) -> int:
+    """Return how many nodes the complete round has no room for."""
+    return 0 if not counts.complete or _room_for_newcomers(counts, limits) else counts.newcomers
 
 
 def publish_interval(watchers: int, urgent: bool) -> float:
-    """Return the least seconds between two round records: all watchers hear of each.
+    """Return the minimum number of seconds between two round records, so that etcd can send each to all watchers.
 
-    Urgent is what makes a running job stop; how far a round has come can wait longer.
+    A record is urgent if it makes a running job stop and form the next round. The progress of a round is not urgent.
     """
     if urgent:
         return max(0.1, watchers / _URGENT_MESSAGES_PER_SECOND)
@@ -201,12 +205,12 @@ def publish_interval(watchers: int, urgent: bool) -> float:
 
 
 class Candidate(NamedTuple):
-    """A node that may take part.
+    """A node that may become a member.
 
     Attributes:
         node_id: its id.
-        arrival: the revision at which it first appeared.
-        record: what it says of itself.
+        arrival: the revision at which its key was created.
+        record: what it publishes about itself.
     """
 
     node_id: int
@@ -215,9 +219,9 @@ class Candidate(NamedTuple):
 
 
 def choose(candidates: Iterable[Candidate], number: int, limits: Limits) -> list[Candidate]:
-    """Return who takes part in round ``number``, in the order of the ranks.
+    """Return the members of round ``number`` in the order of their ranks.
 
-    Members of the round before go first, then who arrived first.
+    Members of the last round are preferred, then nodes that arrived earlier.
     """
     pool = sorted(candidates, key=lambda c: (c.record.last_round != number - 1, c.arrival, c.node_id))
     members = pool[: usable(len(pool), limits)]
@@ -236,11 +240,29 @@ def choose(candidates: Iterable[Candidate], number: int, limits: Limits) -> list
     return sorted(members, key=key)
 
 
-# What a node decides.
+# Decisions of a node.
+
+
+class Assignment(NamedTuple):
+    """What a member gets from a complete round.
+
+    Attributes:
+        round: the number of the round.
+        rank: the node's rank.
+        world_size: how many members the round has.
+        revision: the revision of the round record.
+        run_lease: the lease to which the records of the run are bound.
+    """
+
+    round: int
+    rank: int
+    world_size: int
+    revision: int
+    run_lease: int
 
 
 class Step(Enum):
-    """What a node does that wants to take part."""
+    """What a node that has joined does next."""
 
     WAIT = auto()
     STAND_BY = auto()
@@ -253,40 +275,49 @@ class Step(Enum):
 def follow(
     record: RoundRecord | None, looked_up: int, last_round: int, stands_by: bool, closed: bool, late: bool
 ) -> tuple[Step, str]:
-    """Decide the next step of a node that has asked to join.
+    """Decide the next step of a node that has joined and has no rank yet.
 
     Args:
-        record: the round record, as last heard.
-        looked_up: the last complete round whose roster the node knows itself to be in or not; -1 for none.
-        last_round: the last round that the node was in; -1 for none.
-        stands_by: whether the node has no place in the complete round, so that its time does not run.
+        record: the last round record that the node received.
+        looked_up: the last complete round in whose roster the node has looked for its rank; -1 if there is none.
+        last_round: the last round of which the node was a member; -1 if there is none.
+        stands_by: whether the node is a spare, so that its join timeout does not run.
         closed: whether the rendezvous is closed.
-        late: whether the time to join is up.
+        late: whether the join timeout has passed.
     """
     if closed:
         if stands_by:
-            return Step.EXIT_GRACEFULLY, "the rendezvous closed while the node stood by"
+            return Step.EXIT_GRACEFULLY, "the rendezvous was closed while the node was a spare"
         return Step.ERROR_CLOSED, "the rendezvous is closed"
     if record is not None and record.complete and record.round > looked_up:
         return Step.LOOK_UP, f"round {record.round} is complete"
     if record is not None and record.complete and record.spares and record.round != last_round:
-        return Step.STAND_BY, f"round {record.round} has no place for the node"
+        return Step.STAND_BY, f"round {record.round} has no room for the node"
     if late:
-        return Step.ERROR_TIMEOUT, "the time to join is up"
+        return Step.ERROR_TIMEOUT, "the join timeout has passed"
     if record is None:
         return Step.WAIT, "no round has begun"
     if record.complete:
-        return Step.WAIT, f"round {record.round} is not over yet"
+        return Step.WAIT, f"round {record.round} has not ended"
     return Step.WAIT, f"round {record.round}: {record.joined} of at least {record.min_nodes} nodes joined"
 
 
-def blame(record: RoundRecord | None, own_min_nodes: int) -> str:
-    """Return who came, how many are needed, and who has not come back, for the message of a time-out."""
+def progress(record: RoundRecord | None, own_min_nodes: int) -> str:
+    """Return how many nodes joined, how many are needed and which are missing, for the message of a timeout."""
     if record is None:
-        return f"no coordinator has said anything yet; at least {own_min_nodes} nodes are needed"
+        return f"no coordinator has published a round; at least {own_min_nodes} nodes are needed"
     if record.complete:
-        return f"round {record.round} of {record.world_size} nodes is complete without this node and is not over"
-    came = f"{record.joined} of at least {record.min_nodes} nodes joined round {record.round}"
+        return (
+            f"round {record.round} with {record.world_size} members is complete, does not include this node and has "
+            f"not ended"
+        )
+    joined = f"{record.joined} of at least {record.min_nodes} nodes joined round {record.round}"
     if not record.missing:
-        return came
-    return f"{came}; missing since round {record.round - 1}: {listed(record.missing, record.missing_count)}"
+        return joined
+    return f"{joined}; missing since round {record.round - 1}: {listed(record.missing, record.missing_count)}"
+
+
+def closed_message(run_id: str, closed: Closed | None) -> str:
+    """Return the message of the error that a closed rendezvous raises."""
+    by = "" if closed is None else f" ({printable(closed.reason.encode(), _REASON_BYTES)}, by {closed.by})"
+    return f"The rendezvous '{run_id}' is closed{by}."

@@ -1,4 +1,4 @@
-"""A node's lease: its life in etcd. What hangs on it goes when the node does."""
+"""A node's lease. etcd deletes the keys that are bound to it when the node does not renew it any more."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
 
-# After how many failed keep-alives the log says so.
-_SAID_AFTER = 3
+# After this many failed keep-alives in a row there is a warning.
+_FAILURES_BEFORE_WARNING = 3
 
 
 class Session:
-    """A lease that is kept alive until it is closed or etcd says that it is gone.
+    """A lease that is renewed until the session is closed, or etcd answers that the lease does not exist.
 
-    While etcd cannot be reached the session lives on: whether its lease did is for etcd to say.
+    While etcd cannot be reached the session counts as alive, because only etcd knows whether the lease has ended.
 
     Args:
         client: the etcd cluster.
         lease: the id of the lease.
         ttl: seconds without a keep-alive after which etcd ends the lease.
         interval: seconds between keep-alives.
-        on_loss: called once, where etcd has ended the lease.
-        random: jitters the keep-alives, so that the nodes' do not come in bursts.
+        on_loss: called once if etcd has ended the lease.
+        random: jitters the keep-alives, so that those of many nodes are spread over time.
     """
 
     @classmethod
@@ -43,7 +43,7 @@ class Session:
         random: random.Random,
         deadline: float,
     ) -> Session:
-        """Grant a lease and begin to keep it alive. Raises RendezvousConnectionError."""
+        """Grant a lease and begin to renew it. Raises RendezvousConnectionError."""
         return cls(client, await client.grant(ttl, deadline), ttl, interval, on_loss, random)
 
     def __init__(
@@ -72,10 +72,10 @@ class Session:
     def _renew(self) -> None:
         self._client.renew(self.lease, self._answered, self._failed)
 
-    def _answered(self, there: bool) -> None:
+    def _answered(self, exists: bool) -> None:
         if not self.alive:
             return
-        if not there:
+        if not exists:
             self.lose()
             return
         self._failures = 0
@@ -85,8 +85,8 @@ class Session:
         if not self.alive:
             return
         self._failures += 1
-        if self._failures == _SAID_AFTER or not error.retryable:
-            logger.warning("the lease %x could not be kept alive: %s; trying again", self.lease, error)
+        if self._failures == _FAILURES_BEFORE_WARNING or not error.retryable:
+            logger.warning("the lease %x could not be renewed: %s; trying again", self.lease, error)
         pause = self._random.uniform(0.02, min(1.0, 0.05 * 2 ** min(self._failures, 9)))
         self._timer = self._loop.call_later(pause if error.retryable else self._pause(), self._renew)
 
@@ -95,13 +95,13 @@ class Session:
         self._timer.cancel()
 
     def lose(self) -> None:
-        """Take note that etcd has ended the lease."""
+        """Record that etcd has ended the lease."""
         if self.alive:
             self._stop()
             self._on_loss()
 
     async def close(self, deadline: float) -> None:
-        """Revoke the lease. Where etcd cannot be reached, it ends by itself."""
+        """Revoke the lease. If etcd cannot be reached, the lease ends after its time to live."""
         self._stop()
         try:
             await self._client.revoke(self.lease, deadline)

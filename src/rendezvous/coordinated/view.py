@@ -1,4 +1,4 @@
-"""What a node knows of its run: the last heard value of each key under ``ctl/``."""
+"""What a node knows of its run: the newest value that it received of each key under ``ctl/``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,34 @@ from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, RoundRecord
 from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue
 
-__all__ = ["Leader", "View"]
+__all__ = ["CurrentCoordinator", "View"]
 
 logger = logging.getLogger(__name__)
 
 
-class Leader(NamedTuple):
-    """The coordinator: its node id, and the fencing token of its term."""
+class CurrentCoordinator(NamedTuple):
+    """The node id of the coordinator, and its fence."""
 
     node_id: int
     fence: int
 
 
 class View:
-    """The records under ``ctl/``, each as of the newest revision heard of. Hearing twice, or late, changes nothing.
+    """The records under ``ctl/``, each at the newest revision that was received. Repeated and older events are ignored.
 
     Args:
         keys: the keys of the run.
         on_change: called after each change.
+
+    Attributes:
+        record: the round record; None if there is none or it is not valid.
+        record_revision: the revision of the round record.
+        run_lease: the lease to which the round record is bound.
+        coordinator: the coordinator; None if there is none.
+        bootstrap: the bootstrap; None if there is none.
+        closed: who closed the rendezvous, and why; None if it is not closed.
+        synced: whether all of ``ctl/`` has been read. Before that, a key that the view does not know may exist.
+        error: why a record cannot be read; None after the next round record.
     """
 
     def __init__(self, keys: Keys, on_change: Callable[[], None]) -> None:
@@ -40,36 +50,34 @@ class View:
         self.record: RoundRecord | None = None
         self.record_revision = 0
         self.run_lease = 0
-        self.leader: Leader | None = None
+        self.coordinator: CurrentCoordinator | None = None
         self.bootstrap: Bootstrap | None = None
         self.closed: Closed | None = None
         self.synced = False
-        """Whether what is under ``ctl/`` was ever read: until then, what is not known may still be there."""
-        self.trouble: RendezvousStateError | None = None
-        """Why the newest round record cannot be read."""
+        self.error: RendezvousStateError | None = None
 
     @property
     def bootstrap_revision(self) -> int:
-        """The revision of ``ctl/bootstrap`` as last heard; 0 where it is not there."""
+        """The newest known revision of ``ctl/bootstrap``; 0 if the key does not exist."""
         return 0 if self.bootstrap is None else self._revisions[self._keys.bootstrap]
 
     def receive(self, events: Iterable[Event]) -> None:
-        """Take in changes."""
+        """Apply the events of a watch."""
         changed = False
         for event in events:
             kv = event.kv
-            changed |= self._take(kv.key, kv, gone=event.type == DELETE)
+            changed |= self._apply(kv.key, kv, gone=event.type == DELETE)
         if changed:
             self.wake()
 
     def read(self, found: Iterable[KeyValue], revision: int) -> None:
-        """Take in all that stands under ``ctl/`` at ``revision``: what is not found is gone."""
+        """Apply a read of all of ``ctl/`` at ``revision``: a key that is not in ``found`` does not exist."""
         changed = not self.synced
         self.synced = True
-        there = {kv.key: kv for kv in found}
-        for key, kv in there.items():
-            changed |= self._take(key, kv, gone=False)
-        for key in [key for key in self._present if key not in there]:
+        existing = {kv.key: kv for kv in found}
+        for key, kv in existing.items():
+            changed |= self._apply(key, kv, gone=False)
+        for key in [key for key in self._present if key not in existing]:
             if self._revisions[key] <= revision:
                 self._revisions[key] = revision
                 self._set(key, None)
@@ -77,7 +85,7 @@ class View:
         if changed:
             self.wake()
 
-    def _take(self, key: bytes, kv: KeyValue, gone: bool) -> bool:
+    def _apply(self, key: bytes, kv: KeyValue, gone: bool) -> bool:
         revision = kv.mod_revision
         if revision <= self._revisions.get(key, 0):
             return False
@@ -92,23 +100,23 @@ class View:
             self._present[key] = None
         try:
             if key == self._keys.round:
-                self.record, self.trouble = None, None
+                self.record, self.error = None, None
                 if kv is not None:
                     self.run_lease = kv.lease
                     self.record_revision = kv.mod_revision
                     self.record = RoundRecord.decode(key, kv.value)
             elif key == self._keys.coordinator:
-                self.leader = None if kv is None else Leader(kv.lease, kv.create_revision)
+                self.coordinator = None if kv is None else CurrentCoordinator(kv.lease, kv.create_revision)
             elif key == self._keys.bootstrap:
                 self.bootstrap = None if kv is None else Bootstrap.decode(key, kv.value)
             elif key == self._keys.closed:
                 self.closed = None if kv is None else Closed.decode(key, kv.value)
         except RendezvousStateError as exc:
             logger.error("%s", exc)
-            self.trouble = exc
+            self.error = exc
 
     def wake(self) -> None:
-        """Have those who wait look again."""
+        """Wake all callers of :meth:`change`, and call ``on_change``."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -116,7 +124,7 @@ class View:
         self._on_change()
 
     async def change(self, timeout: float) -> None:
-        """Wait for the next change, or ``timeout`` seconds."""
+        """Wait for the next change, at most ``timeout`` seconds."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters[waiter] = None

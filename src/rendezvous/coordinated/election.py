@@ -1,0 +1,144 @@
+"""The election of the coordinator: the node that creates ``ctl/coordinator`` coordinates while that key exists.
+
+The key is bound to the node's lease, so it disappears when the node does. Every node watches it. If it disappears, all
+nodes start a campaign: each waits for a random time, so that most of them learn of the winner before they send a
+request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rendezvous.api import RendezvousConnectionError
+from rendezvous.coordinated import rules
+from rendezvous.coordinated.coordinator import Coordinator
+from rendezvous.coordinated.options import Options
+from rendezvous.coordinated.records import Keys
+from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.session import Session
+from rendezvous.coordinated.view import View
+from rendezvous.etcd.v3.client import EtcdClient
+from rendezvous.etcd.v3.errors import EtcdError
+from rendezvous.etcd.v3.operations import Message, absent, get_op, prefix_end, put_op, txn_op
+
+__all__ = ["Election", "campaign_op"]
+
+logger = logging.getLogger(__name__)
+
+
+def campaign_op(keys: Keys, lease: int) -> Message:
+    """Return the operation that makes the node with ``lease`` the coordinator if there is none."""
+    key = keys.coordinator
+    return txn_op([absent(key)], [put_op(key, b"%016x" % lease, lease)])
+
+
+class _Term(NamedTuple):
+    """The time in which this node coordinates."""
+
+    fence: int
+    coordinator: Coordinator
+    task: asyncio.Task[None]
+
+
+class Election:
+    """Runs the coordinator while this node is elected, and a campaign while no node is.
+
+    Args:
+        client: the etcd cluster.
+        keys: the keys of the run.
+        view: what the node knows of its run.
+        limits: the configuration of the rules.
+        options: intervals and limits.
+        session: returns the node's session, or None if it has no lease.
+        ttl: seconds within which a request of a campaign must succeed.
+        name: the node's name, for messages.
+        random: jitters the campaigns.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        keys: Keys,
+        view: View,
+        limits: Limits,
+        options: Options,
+        session: Callable[[], Session | None],
+        ttl: float,
+        name: str,
+        random: random.Random,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._view = view
+        self._limits = limits
+        self._options = options
+        self._session = session
+        self._ttl = ttl
+        self._name = name
+        self._random = random
+        self._term: _Term | None = None
+        self._campaign: asyncio.Task[None] | None = None
+
+    def update(self) -> None:
+        """React to a change of the view: start or stop the coordinator, or start a campaign."""
+        view, session = self._view, self._session()
+        current, lease = view.coordinator, session.lease if session is not None else None
+        if self._term is not None:
+            if current is None or current.fence != self._term.fence or current.node_id != lease:
+                self.step_down()
+            elif view.closed is not None:
+                self._term.coordinator.close()
+        if lease is None or view.closed is not None:
+            return
+        if current is None:
+            if view.synced and (self._campaign is None or self._campaign.done()):
+                self._campaign = asyncio.get_running_loop().create_task(self._run_campaign())
+        elif current.node_id == lease and self._term is None:
+            coordinator = Coordinator(self._client, self._keys, self._limits, current.fence, self._options)
+            task = asyncio.get_running_loop().create_task(coordinator.run())
+            self._term = _Term(current.fence, coordinator, task)
+
+    def step_down(self) -> None:
+        """Stop the coordinator if it runs in this node."""
+        term, self._term = self._term, None
+        if term is not None:
+            term.task.cancel()
+
+    def stop(self) -> None:
+        """Stop the coordinator and the campaign."""
+        campaign, self._campaign = self._campaign, None
+        if campaign is not None:
+            campaign.cancel()
+        self.step_down()
+
+    def _delay(self) -> float:
+        """Return the seconds to wait before a campaign."""
+        record, options = self._view.record, self._options
+        nodes = 0 if record is None else max(record.world_size, record.joined)
+        notified = rules.publish_interval(nodes, urgent=True)
+        return self._random.uniform(0, min(options.max_campaign_delay, options.campaign_delay + notified))
+
+    async def _run_campaign(self) -> None:
+        """Try to become the coordinator until this node or another one is."""
+        clock = asyncio.get_running_loop().time
+        read = get_op(self._keys.ctl, prefix_end(self._keys.ctl))
+        while True:
+            await asyncio.sleep(self._delay())
+            session = self._session()
+            if self._view.coordinator is not None or self._view.closed is not None or session is None:
+                return
+            try:
+                answer = await self._client.txn(
+                    [], [campaign_op(self._keys, session.lease), read], deadline=clock() + self._ttl
+                )
+            except EtcdError:
+                session.lose()
+                return
+            except RendezvousConnectionError as exc:
+                logger.warning("node %s could not become the coordinator: %s; trying again", self._name, exc)
+                continue
+            self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision)

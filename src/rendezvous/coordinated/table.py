@@ -1,0 +1,91 @@
+"""What the coordinator knows of the nodes, and of the members of the complete round."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+
+from rendezvous.coordinated.rules import Candidate, Counts
+
+__all__ = ["Table"]
+
+
+class Table:
+    """The nodes that have a key, and the members of the round if it is complete.
+
+    Attributes:
+        number: the number of the round.
+        nodes: the nodes by id.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.nodes: dict[int, Candidate] = {}
+        self._members: dict[int, str] = {}  # names by id, in the order of the ranks; empty while the round forms
+        self._present = self._returned = 0
+
+    def put(self, candidate: Candidate) -> None:
+        """Add a node, or replace its record."""
+        self.remove(candidate.node_id)
+        self.nodes[candidate.node_id] = candidate
+        self._count(candidate, 1)
+
+    def remove(self, node_id: int) -> None:
+        """Remove a node whose key is gone."""
+        gone = self.nodes.pop(node_id, None)
+        if gone is not None:
+            self._count(gone, -1)
+
+    def _count(self, candidate: Candidate, by: int) -> None:
+        if candidate.node_id in self._members:
+            if candidate.record.last_round < self.number:
+                self._present += by
+            else:
+                self._returned += by
+
+    def complete(self, number: int, members: dict[int, str]) -> None:
+        """Record that round ``number`` is complete with ``members``: names by id, in the order of the ranks."""
+        self.number, self._members = number, members
+        self._present = self._returned = 0
+        for candidate in self.nodes.values():
+            self._count(candidate, 1)
+
+    def open(self, number: int) -> None:
+        """Record that round ``number`` forms. It has no members yet."""
+        self.complete(number, {})
+
+    def counts(self, closed: bool) -> Counts:
+        """Return how many nodes of each kind there are."""
+        members = len(self._members)
+        inside = self._present + self._returned
+        return Counts(bool(members), self._present, self._returned, members - inside, len(self.nodes) - inside, closed)
+
+    def lost(self) -> list[str]:
+        """Return the names of the members whose keys are gone."""
+        return [name for node_id, name in self._members.items() if node_id not in self.nodes]
+
+    def still_missing(self, names: Sequence[str]) -> list[str]:
+        """Return those of ``names``, lost members of the last round, that have not joined again.
+
+        A newcomer on the same host takes the place of one lost member: a restarted node has another process id, and
+        so another name. The time is proportional to the number of nodes and names.
+        """
+        if not names:
+            return []
+        joined = {candidate.record.name for candidate in self.nodes.values()}
+        left = {index: name for index, name in enumerate(names) if name not in joined}
+        by_host: defaultdict[str, deque[int]] = defaultdict(deque)
+        for index, name in left.items():
+            by_host[name.rsplit("_", 2)[0]].append(index)  # the name is <address>_<process id>_<local id>
+        for candidate in self.nodes.values():
+            if candidate.record.last_round < self.number - 1 and (lost := by_host.get(candidate.record.addr)):
+                del left[lost.popleft()]
+        return list(left.values())
+
+    def rank_0_gone(self) -> bool:
+        """Return whether the member of rank 0 has left or is lost."""
+        first = next(iter(self._members), None)
+        if first is None:
+            return False
+        candidate = self.nodes.get(first)
+        return candidate is None or candidate.record.last_round >= self.number
