@@ -18,20 +18,20 @@ from rendezvous.dynamic.settings import RendezvousTimeout
 T = TypeVar("T")
 
 BOUND = 60.0
-"""Seconds within which anything that must happen in a test happens."""
+"""Seconds within which everything that a test waits for must happen."""
 
 
 def eventually(condition: Callable[[], Any], what: str, bound: float = BOUND) -> Any:
-    """Return what ``condition`` gives once it gives something; fail after ``bound`` seconds."""
+    """Return the first true value of ``condition``; fail after ``bound`` seconds."""
     deadline = time.monotonic() + bound
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        assert time.monotonic() < deadline, f"this did not happen within {bound:g} s: {what}"
         time.sleep(0.02)
     return value
 
 
 class Job:
-    """A rendezvous of ``least`` to ``most`` nodes with short times."""
+    """A rendezvous of ``least`` to ``most`` nodes with short timeouts."""
 
     def __init__(self, endpoint: str, run_id: str, least: int, most: int, **options: Any) -> None:
         self.params = RendezvousParameters("etcd-v2", endpoint, run_id, least, most, **options)
@@ -78,12 +78,12 @@ class Job:
 
 
 def kill(handler: DynamicRendezvousHandler) -> None:
-    """Let a node that is in a round fall silent, as if its process had died."""
+    """Stop the heartbeats of a node in a round, as if its process had died."""
     handler._stop_heartbeats()
 
 
 def expel(job: Job, handler: DynamicRendezvousHandler) -> None:
-    """Take a node out of the state, as another node does that takes it for dead."""
+    """Remove a node from the state, as other nodes do if its heartbeats have stopped."""
     backend, _ = create_backend(job.params)
 
     def swap() -> bool:
@@ -94,11 +94,11 @@ def expel(job: Job, handler: DynamicRendezvousHandler) -> None:
         written = backend.set_state(state.encode(), current[1])
         return written is not None and written[2]
 
-    eventually(swap, "the node is out")
+    eventually(swap, "the node is removed")
 
 
 def count_reads(handler: DynamicRendezvousHandler) -> list[float]:
-    """Return a list to which each read of the state by this node adds its time."""
+    """Return a list to which each read of the state by this node appends its time."""
     backend = handler._shared._backend
     times: list[float] = []
     read = backend.get_state
@@ -131,7 +131,7 @@ def join(handler: DynamicRendezvousHandler) -> Future[RendezvousInfo]:
 
 
 def join_all(handlers: list[DynamicRendezvousHandler]) -> list[RendezvousInfo]:
-    """Have nodes join together; return what each got, and check that they agree."""
+    """Let nodes join at the same time; check that they agree, and return the result of each."""
     infos = [future.result(BOUND) for future in [join(handler) for handler in handlers]]
     assert sorted(info.rank for info in infos) == list(range(len(infos)))
     assert {info.world_size for info in infos} == {len(infos)}

@@ -17,7 +17,7 @@ TTL = 2
 
 
 class Job:
-    """A run of ``least`` to ``most`` nodes with short times."""
+    """A run of ``least`` to ``most`` nodes with short timeouts."""
 
     def __init__(self, endpoint: str, run_id: str, least: int, most: int, **options: Any) -> None:
         self.endpoint, self.run_id, self.least, self.most = endpoint, run_id, least, most
@@ -53,7 +53,7 @@ class Job:
         return RoundRecord.decode(found[0].key, found[0].value) if found else None
 
     def coordinator(self) -> CoordinatedRendezvousHandler:
-        """Return the handler of the node that coordinates."""
+        """Return the handler of the coordinator."""
         leader = int(self.range(self.keys.coordinator)[0].value, 16)
         return next(handler for handler in self.handlers if handler._member.node_id == leader)
 
@@ -63,7 +63,7 @@ class Job:
 
 
 def kill(handler: CoordinatedRendezvousHandler) -> None:
-    """Let a node fall silent, as if its process had died: its lease stays until it ends."""
+    """Stop a node as if its process had died: its lease exists until its time to live has passed."""
 
     async def die() -> None:
         member = handler._member

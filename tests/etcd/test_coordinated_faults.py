@@ -1,4 +1,4 @@
-"""Real clusters of three members whose leader dies, and coordinators that die at every step of a round."""
+"""Real clusters of three etcd members whose leader is killed, and coordinators that die at every step of a round."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODES = 200
 async def until(condition: Callable[[], Any], what: str) -> None:
     deadline = asyncio.get_running_loop().time() + BOUND
     while not condition():
-        assert asyncio.get_running_loop().time() < deadline, f"waited in vain: {what}"
+        assert asyncio.get_running_loop().time() < deadline, f"this did not happen within {BOUND:g} s: {what}"
         await asyncio.sleep(0.02)
 
 
@@ -50,7 +50,7 @@ async def leave(nodes: list[Member], *clients: GrpcEtcdClient) -> None:
         await client.close()
 
 
-def test_the_leader_of_etcd_dies_while_many_nodes_join(run_id):
+def test_many_nodes_join_while_etcds_leader_is_killed(run_id):
     async def scenario(cluster: Cluster, leader: int) -> None:
         client = GrpcEtcdClient(cluster.endpoints)
         nodes = members(client, run_id, Limits(NODES, NODES), NODES, interval=5, ttl=15)
@@ -68,14 +68,14 @@ def test_the_leader_of_etcd_dies_while_many_nodes_join(run_id):
         asyncio.run(scenario(cluster, cluster.leader))
 
 
-def test_the_leader_of_etcd_dies_while_a_job_runs_and_nobody_is_expelled(run_id):
+def test_no_member_is_lost_if_etcds_leader_is_killed_while_a_job_runs(run_id):
     async def scenario(cluster: Cluster, leader: int) -> None:
         client = GrpcEtcdClient(cluster.endpoints)
         nodes = members(client, run_id, Limits(NODES, NODES), NODES, interval=1, ttl=3)
         await join(nodes)
         ids = [node.node_id for node in nodes]
         await asyncio.get_running_loop().run_in_executor(None, cluster.kill, leader)
-        # Every lease would have ended by now, had it not been kept alive by the members that are left.
+        # Without keep-alives to the other etcd members, all leases would end in this time.
         until_then = asyncio.get_running_loop().time() + 9
         while asyncio.get_running_loop().time() < until_then:
             assert [node.num_nodes_waiting() for node in nodes] == [0] * NODES
@@ -84,7 +84,7 @@ def test_the_leader_of_etcd_dies_while_a_job_runs_and_nobody_is_expelled(run_id)
         keys = Keys("/rendezvous", run_id)
         found, _ = await client.range(keys.nodes, prefix_end(keys.nodes), asyncio.get_running_loop().time() + BOUND)
         assert len(found) == NODES
-        assert {place.round for place in await join(nodes)} == {1}  # and they still meet
+        assert {place.round for place in await join(nodes)} == {1}  # and they can still form a round
         await leave(nodes, client)
 
     with Cluster() as cluster:
@@ -92,7 +92,7 @@ def test_the_leader_of_etcd_dies_while_a_job_runs_and_nobody_is_expelled(run_id)
 
 
 class Doomed(GrpcEtcdClient):
-    """A client whose process falls silent before or after its n-th transaction."""
+    """A client whose process stops before or after its n-th transaction, without closing anything."""
 
     def __init__(self, endpoints: Any, fatal: int, applied: bool, die: Callable[[], None]) -> None:
         super().__init__(endpoints)
@@ -117,7 +117,7 @@ class Doomed(GrpcEtcdClient):
 @pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("fatal", [1, 2, 3, 4, 5])
 def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id, fatal, applied):
-    """Its transactions: join, tidy, complete, say where to meet (it is rank 0), and join the next round."""
+    """Its transactions: join, delete old shards, complete, publish the bootstrap (it is rank 0), join the next round."""
     endpoints = [("localhost", etcd3.get_port())]
 
     async def scenario() -> None:
@@ -131,7 +131,7 @@ def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id,
         async def rounds(node: Member) -> None:
             while True:
                 await node.join(BOUND, lambda: 29500)
-                await until(node.num_nodes_waiting, "the next round is wanted")
+                await until(node.num_nodes_waiting, "nodes are waiting")
 
         tasks = [asyncio.ensure_future(rounds(doomed))]
         await until(lambda: doomed.view.coordinator is not None or dead.is_set(), "the doomed node coordinates")
@@ -151,7 +151,9 @@ def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id,
                 for record in records
             ) and all(node._assignment and node._assignment.round == node.view.record.round for node in others)  # type: ignore[union-attr]
 
-        await until(lambda: settled() and asyncio.get_running_loop().time() > died + 2.5, "the others have a world")
+        await until(
+            lambda: settled() and asyncio.get_running_loop().time() > died + 2.5, "the others are in a complete round"
+        )
         for task in tasks:
             task.cancel()
         await leave(others, client)
