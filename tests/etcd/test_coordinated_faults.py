@@ -117,7 +117,7 @@ class Doomed(GrpcEtcdClient):
 @pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("fatal", [1, 2, 3, 4, 5])
 def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id, fatal, applied):
-    """Its transactions: join, delete old shards, complete, publish the bootstrap (it is rank 0), join the next round."""
+    """It joins, deletes old shards, completes, publishes the bootstrap as rank 0, and joins the next round."""
     endpoints = [("localhost", etcd3.get_port())]
 
     async def scenario() -> None:
