@@ -1,0 +1,248 @@
+"""A member on the simulated etcd goes through its states, and refuses calls at the wrong time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
+from rendezvous.coordinated.lifecycle import IllegalTransitionError, Lifecycle, State
+from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.records import Keys, NodeRecord
+from rendezvous.coordinated.rules import Limits
+from rendezvous.etcd.v3.client import Call
+from tests.simulation.etcd import Etcd
+from tests.simulation.network import Link, Weather
+from tests.simulation.virtual import VirtualLoop
+
+pytestmark = pytest.mark.both_twins
+
+TIMEOUT = 30.0
+
+
+class Run:
+    """A run of nodes on one simulated etcd."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.etcd, self.weather, self.keys = Etcd(), Weather(latency=0.01), Keys("/p", "run")
+        self.links: list[Link] = []
+
+    def node(self) -> Member:
+        number = len(self.links)
+        rng = random.Random(number)
+        self.links.append(Link(self.etcd, self.weather, None, rng))
+        settings = Settings("run", self.limits, 1.0, 2)
+        return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0), settings, rng)
+
+    def keys_of_nodes(self) -> list[bytes]:
+        return [key for key in self.etcd.current if key.startswith(self.keys.nodes)]
+
+
+def join(member: Member, timeout: float = TIMEOUT) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(member.join(timeout, lambda: 29500))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the condition did not become true")
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(scenario)
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[tuple[Lifecycle, State, State]]:
+    """All transitions of all members."""
+    seen: list[tuple[Lifecycle, State, State]] = []
+    original = Lifecycle.become
+
+    def become(self: Lifecycle, state: State) -> None:
+        before = self.state
+        original(self, state)
+        seen.append((self, before, state))
+
+    monkeypatch.setattr(Lifecycle, "become", become)
+    return seen
+
+
+def states_of(member: Member, steps: list[tuple[Lifecycle, State, State]]) -> list[State]:
+    return [after for lifecycle, _, after in steps if lifecycle is member._lifecycle]
+
+
+def test_a_member_joins_a_round_and_the_next_and_leaves(steps):
+    async def scenario() -> None:
+        member = Run(Limits(1, 1)).node()
+        assert member.state is State.IDLE
+        for _ in range(2):
+            await join(member)
+            assert member.state is State.IN_ROUND
+        await member.leave(1)
+        once = [State.ENTERING, State.WAITING, State.MEETING, State.IN_ROUND]
+        assert states_of(member, steps) == [*once, *once, State.IDLE]
+
+    run(scenario())
+
+
+def test_a_spare_stands_by_and_becomes_a_member_after_a_loss(steps):
+    async def scenario() -> None:
+        job = Run(Limits(1, 1, last_call=0.5))
+        first, spare = job.node(), job.node()
+        await join(first)
+        joining = join(spare)
+        await until(lambda: spare.state is State.STANDING_BY)
+        await first.leave(1)
+        await joining
+        assert states_of(spare, steps)[:3] == [State.ENTERING, State.WAITING, State.STANDING_BY]
+        assert states_of(spare, steps)[-2:] == [State.MEETING, State.IN_ROUND]
+
+    run(scenario())
+
+
+def test_a_member_whose_lease_ends_is_lost_and_joins_again(steps):
+    async def scenario() -> None:
+        job = Run(Limits(1, 1, last_call=0.5))
+        member = job.node()
+        await join(member)
+        job.links[0].cut = True
+        await asyncio.sleep(5)  # the lease ends, and the node cannot know it
+        assert (member.state, member.num_nodes_waiting()) == (State.IN_ROUND, 0)
+        job.links[0].cut = False
+        await until(lambda: member.state is State.LOST)
+        assert member.node_id is None
+        assert member.num_nodes_waiting() == 1
+        assignment, _ = await join(member)
+        assert assignment.round == 1
+        assert State.IDLE not in states_of(member, steps)
+
+    run(scenario())
+
+
+def test_a_node_whose_lease_ends_while_it_waits_enters_again(steps):
+    async def scenario() -> None:
+        job = Run(Limits(2, 2))
+        member = job.node()
+        joining = join(member, 300)
+        await until(lambda: member.state is State.WAITING)
+        before = member.node_id
+        job.links[0].cut = True
+        await asyncio.sleep(5)
+        job.links[0].cut = False
+        await until(lambda: member.node_id not in (None, before) and member.state is State.WAITING)
+        await asyncio.gather(joining, join(job.node()))
+        assert states_of(member, steps) == [
+            State.ENTERING,
+            State.WAITING,
+            State.ENTERING,
+            State.WAITING,
+            State.MEETING,
+            State.IN_ROUND,
+        ]
+
+    run(scenario())
+
+
+def test_a_member_enters_again_if_rank_0_is_lost_before_the_bootstrap(steps):
+    async def scenario() -> None:
+        job = Run(Limits(1, 2, last_call=1.0))
+        first, second = job.node(), job.node()
+
+        def die_before_the_bootstrap(stage: str, call: Call, request: Any) -> None:
+            if call is Call.TXN and any(op.request_put.key == job.keys.bootstrap for op in request.success):
+                job.links[0].dead = True
+
+        job.links[0].hook = die_before_the_bootstrap  # node-0 will be rank 0
+        joining = [join(first), join(second)]
+        assignment, _ = await joining[1]
+        assert assignment.world_size == 1
+        assert State.MEETING in states_of(first, steps)
+        states = states_of(second, steps)
+        assert states[states.index(State.MEETING) + 1] is State.ENTERING
+        joining[0].cancel()
+
+    run(scenario())
+
+
+def test_a_second_join_at_the_same_time_is_refused_and_the_first_goes_on():
+    async def scenario() -> None:
+        job = Run(Limits(2, 2))
+        member = job.node()
+        joining = join(member)
+        await until(lambda: member.state is State.WAITING)
+        with pytest.raises(IllegalTransitionError, match="a join is already under way: the node is waiting"):
+            await join(member)
+        await asyncio.gather(joining, join(job.node()))
+        assert member.state is State.IN_ROUND
+
+    run(scenario())
+
+
+def test_a_join_that_is_cancelled_can_be_repeated():
+    async def scenario() -> None:
+        job = Run(Limits(2, 2))
+        member = job.node()
+        joining = join(member)
+        await until(lambda: member.state is State.WAITING)
+        joining.cancel()
+        await asyncio.wait([joining])
+        assert (joining.cancelled(), member.state) == (True, State.IDLE)
+        (assignment, _), _ = await asyncio.gather(join(member), join(job.node()))
+        assert assignment.world_size == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("state", [State.ENTERING, State.WAITING])
+def test_a_node_that_leaves_during_its_join_does_not_enter_again(state: State):
+    async def scenario() -> None:
+        job = Run(Limits(2, 2))
+        member = job.node()
+        joining = join(member)
+        await asyncio.sleep(0.005)
+        await until(lambda: member.state is state)
+        await member.leave(1)
+        with pytest.raises(
+            RendezvousConnectionError, match="node-0_0_0 left the rendezvous 'run' while it was joining"
+        ):
+            await joining
+        assert (member.state, member.node_id, job.keys_of_nodes()) == (State.IDLE, None, [])
+
+    run(scenario())
+
+
+def test_a_join_that_fails_leaves_the_run():
+    async def scenario() -> None:
+        job = Run(Limits(2, 2))
+        member = job.node()
+        with pytest.raises(RendezvousTimeoutError, match=r"the join timeout has passed \(3 s\); 1 of at least 2 nodes"):
+            await join(member, 3)
+        assert (member.state, member.node_id, job.keys_of_nodes()) == (State.IDLE, None, [])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("port", [0, 65536])
+def test_a_port_that_is_out_of_range_is_refused_and_the_node_leaves(port: int):
+    async def scenario() -> None:
+        job = Run(Limits(1, 1))
+        member = job.node()
+        with pytest.raises(ValueError, match=f"must be an integer from 1 to 65535, not {port}"):
+            await member.join(TIMEOUT, lambda: port)
+        assert (member.state, job.keys_of_nodes()) == (State.IDLE, [])
+
+    run(scenario())
