@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -22,6 +23,7 @@ from rendezvous.api import (
     RendezvousStateError,
     RendezvousTimeoutError,
 )
+from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.operations import put_op
@@ -279,6 +281,36 @@ def test_a_foreign_round_record_is_refused_with_the_key(job, etcd3):
         match=r"/ctl/round' contains .*JSON is malformed.*; another program or another version wrote",
     ):
         run.node("node-0").next_rendezvous()
+
+
+def assert_short(error: BaseException) -> None:
+    """Check that a user reads a few lines: no causes, and no frames of the event loop."""
+    text = "".join(traceback.format_exception(error))
+    assert len(text.splitlines()) <= 12, text
+    assert "the above exception" not in text.lower()
+
+
+def test_the_traceback_of_an_error_has_a_few_lines(job):
+    run = job(2, 2, join_timeout=2)
+    node = run.node("node-0")
+    with pytest.raises(RendezvousTimeoutError) as timeout:
+        node.next_rendezvous()
+    assert_short(timeout.value)
+    node.close("enough")
+    with pytest.raises(RendezvousClosedError) as closed:
+        node.next_rendezvous()
+    assert_short(closed.value)
+
+
+def test_the_traceback_of_an_etcd_that_stopped_has_a_few_lines(caplog):
+    with EtcdServer(enable_v2=False) as server:
+        run = Job(server.get_endpoint(), "run", 2, 2, join_timeout=2)
+        node = run.node("node-0")
+    with caplog.at_level(logging.DEBUG, "rendezvous"), pytest.raises(RendezvousConnectionError) as caught:
+        node.next_rendezvous()
+    assert_short(caught.value)
+    log = next(record for record in caplog.records if record.name == "rendezvous.coordinated.handler")
+    assert log.exc_info is not None  # the log has the whole traceback
 
 
 @pytest.mark.parametrize("run_id", ["a/b c", "../x", "ä%2F", "{}"])

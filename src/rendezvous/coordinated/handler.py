@@ -10,8 +10,8 @@ import os
 import random
 import socket
 import weakref
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, TypeVar
 
 from rendezvous import config
 from rendezvous.api import (
@@ -34,6 +34,20 @@ from rendezvous.utils import get_free_port
 __all__ = ["CoordinatedRendezvousHandler", "create_handler"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+def _run(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run ``coroutine`` on the background loop. Its errors are raised without the frames and causes inside the loop.
+
+    The message says everything that a user needs. The whole traceback goes to the log, on level DEBUG.
+    """
+    try:
+        return background.run(coroutine)
+    except RendezvousError as exc:
+        logger.debug("%s", exc, exc_info=True)
+        raise exc.with_traceback(None) from None
 
 
 class CoordinatedRendezvousHandler(RendezvousHandler):
@@ -94,7 +108,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """See :meth:`RendezvousHandler.next_rendezvous`."""
-        assignment, bootstrap = background.run(self._member.join(self._join_timeout, self._serve))
+        assignment, bootstrap = _run(self._member.join(self._join_timeout, self._serve))
         logger.info(
             "node %s joined round %d of the rendezvous '%s' as rank %d of %d",
             self._node.name,
@@ -111,7 +125,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         """See :meth:`RendezvousHandler.is_closed`. After a join the answer needs no request to etcd."""
         if self._member.view.synced or self._member.is_closed():
             return self._member.is_closed()
-        return background.run(self._read_closed())
+        return _run(self._read_closed())
 
     async def _read_closed(self) -> bool:
         deadline = asyncio.get_running_loop().time() + self._close_timeout
@@ -132,7 +146,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         async def close() -> None:
             await self._member.close(reason, asyncio.get_running_loop().time() + self._close_timeout)
 
-        background.run(close())
+        _run(close())
 
     def shutdown(self) -> bool:
         """See :meth:`RendezvousHandler.shutdown`."""
