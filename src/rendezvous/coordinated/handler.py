@@ -98,7 +98,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
             place.rank,
             place.world_size,
         )
-        store = EtcdStore(self._client, self._keys, place.round, place.run_lease, place.revision)
+        store = EtcdStore(self._client, self._keys, place.round, place.run_lease, place.since)
         return RendezvousInfo(store, place.rank, place.world_size, RendezvousStoreInfo(bootstrap.addr, bootstrap.port))
 
     def is_closed(self) -> bool:

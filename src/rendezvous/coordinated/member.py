@@ -63,14 +63,14 @@ class Place(NamedTuple):
         round: the number of the round.
         rank: the node's rank.
         world_size: how many nodes the round has.
-        revision: the revision of the round record that said so.
+        since: a revision at which the round's store was empty; 0 if it is not known.
         run_lease: what the records of the run hang on.
     """
 
     round: int
     rank: int
     world_size: int
-    revision: int
+    since: int
     run_lease: int
 
 
@@ -159,7 +159,10 @@ class Member:
                 place = await self._find_place(timeout)
                 bootstrap = await (self._publish(place, serve) if place.rank == 0 else self._hear(place))
                 if bootstrap is not None:
-                    return place, bootstrap
+                    # No member returns before the bootstrap is published, so nobody can have used the store. The round
+                    # record does not tell: it is published again, for example when the number of waiting nodes changes.
+                    since = self._view.bootstrap_revision if self._view.bootstrap == bootstrap else 0
+                    return place._replace(since=since), bootstrap
                 logger.warning("round %d broke before rank 0 said where to meet; joining again", place.round)
         except RendezvousError:
             await self.leave(min(5.0, timeout))
@@ -290,7 +293,7 @@ class Member:
         self._looked_up = record.round
         if rank is None or not session.alive:
             return None
-        return Place(record.round, rank, world_size, revision, self._view.run_lease)
+        return Place(record.round, rank, world_size, 0, self._view.run_lease)
 
     # Where the workers meet.
 
@@ -303,17 +306,18 @@ class Member:
             try:
                 answer = await self._client.txn(
                     [compare(key, "mod_revision", revision)],
-                    [put_op(key, mine.encode(), place.run_lease)],
+                    [put_op(key, mine.encode(), place.run_lease), get_op(key)],
                     [get_op(key)],
                     deadline=self._deadline,
                 )
             except EtcdError as exc:
                 logger.warning("%s: the run's records are gone", exc)
                 return None
+            found = answer.responses[-1].response_range.kvs
+            self._view.update(found)
             if answer.succeeded:
                 return mine
             # Another round's rank 0 wrote since this node last heard, or this one's first try did get through.
-            found = answer.responses[0].response_range.kvs
             known = Bootstrap.decode(key, found[0].value) if found else None
             revision = found[0].mod_revision if found else 0
         return mine if known == mine else None

@@ -62,6 +62,14 @@ class View:
         if changed:
             self.wake()
 
+    def update(self, found: Iterable[KeyValue]) -> None:
+        """Take in some keys, as they were read; nothing follows for the others."""
+        changed = False
+        for kv in found:
+            changed |= self._take(kv.key, kv, gone=False)
+        if changed:
+            self.wake()
+
     def read(self, found: Iterable[KeyValue], revision: int) -> None:
         """Take in all that stands under ``ctl/`` at ``revision``: what is not found is gone."""
         changed = not self.synced
