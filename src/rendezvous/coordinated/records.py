@@ -7,7 +7,7 @@
     <prefix>/<run id>/nodes/<node id>     one a node
     <prefix>/<run id>/roster/<round>/<k>  shards of the roster, in the core's bytes
     <prefix>/<run id>/store/<round>/...   the round's key-value store
-    <prefix>/<run id>/adders/<round>/...  which changes to the store have been made, by client and slot
+    <prefix>/<run id>/once/<round>/...    the idempotency keys of the store, by client and slot
     <prefix>/<run id>/state               the state of the blob protocol, where that runs on this API (``backend``)
 
 A node's id is the number of its lease, in keys as sixteen hexadecimal digits. Rounds are ten decimal digits in keys,
@@ -59,7 +59,7 @@ class Keys:
         return int(key[len(self.nodes) :], 16)
 
     def of_round(self, kind: str, number: int) -> bytes:
-        """Return the prefix of the keys of one round: of its ``roster``, ``store`` or ``adders``."""
+        """Return the prefix of the keys of one round: of its ``roster``, ``store`` or ``once``."""
         return self.root + f"{kind}/{number:010d}/".encode()
 
     def shard(self, number: int, shard: int) -> bytes:
