@@ -12,7 +12,7 @@ WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 SIDE_BY_SIDE ?= -n 3
 
 BIN     := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx)
+SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx src/_core/*.pxd)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 from typing import NamedTuple, final
 from zlib import crc32
 
-from rendezvous._core._bytes_py import integer, write_varint
+from rendezvous._core._wire_py import integer, write_varint
 from rendezvous.api import RendezvousStateError
 from rendezvous.utils import natural_key
 
