@@ -19,7 +19,7 @@ def extension(name: str, *shared: str) -> Extension:
 
 
 extensions = [
-    extension("state", "wire"),
+    extension("state", "nodes", "state_decoder", "state_encoder", "state_format", "wire"),
     extension("roster", "wire"),
     extension("swap"),
 ]

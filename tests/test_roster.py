@@ -160,7 +160,7 @@ def test_a_roster_without_nodes_comes_back(roster):
         (b"RR\x01\x01\x01\x00\x01\x00\x00", "node id is out of range"),
         (b"RR\x01\x01\x01\x00\x01\x01\x00\x00", "1 bytes too many"),
         (b"RR\x01\x01\x01\x01\x00", "shard number is out of range"),
-        (b"RR\x01" + b"\xff" * 9, "world size is out of range"),
+        (b"RR\x01" + b"\xff" * 9, "overlong world size"),
         (b"RR\x01\x01\x01\x00\x01\xff\xff", "ends within its node id"),
         (b"RR\x01\x02\x01\x00\x02" + b"\xff" * 8 + b"\x7f\x00\x01\x01", "node id is out of range"),
     ],

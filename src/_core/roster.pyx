@@ -7,8 +7,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 
-from wire cimport (CHECKSUM, MAX_VARINT, OVERLONG, TRUNCATED, Input, checksum_holds, integer, read_varint,
-                   with_checksum, write_varint)
+from wire cimport CHECKSUM, MAX_VARINT, Input, checksum_holds, integer, read_varint, with_checksum, write_varint
 
 from zlib import crc32
 
@@ -82,12 +81,7 @@ cdef class Shard:
             )
 
     cdef int64_t varint(self, int64_t largest, str name) except -1:
-        cdef int64_t value = read_varint(&self.input)
-        if value == TRUNCATED:
-            raise RendezvousStateError(f"the roster ends within its {name}")
-        if value == OVERLONG or value > largest:
-            raise RendezvousStateError(f"the roster's {name} is out of range")
-        return value
+        return read_varint(&self.input, largest, "roster", name)
 
     cdef int read(self, int64_t before, Member* member) except -1:
         """Read the next node into ``member``; ``before`` is the id of the node before it, 0 for the first."""

@@ -15,11 +15,6 @@ cdef enum:
     MAX_VARINT = 9
     CHECKSUM = 4
 
-cdef enum:
-    # What read_varint() returns instead of a value.
-    TRUNCATED = -1
-    OVERLONG = -2
-
 cdef struct Input:
     # Bytes that are read once, front to back. raw[0] to raw[end - 1] are readable, and 0 <= at <= end.
     const uint8_t* raw
@@ -49,22 +44,30 @@ cdef inline uint8_t* write_varint(uint8_t* out, int64_t value) noexcept:
     return out + 1
 
 
-cdef inline int64_t read_varint(Input* data) noexcept:
-    """Return the next varint, or TRUNCATED, or OVERLONG if it has more than MAX_VARINT bytes."""
+cdef inline int64_t read_varint(Input* data, int64_t largest, str whole, str name) except -1:
+    """Return the next varint, at most ``largest``. ``whole`` and ``name`` ("state", "pid") are for errors."""
     cdef uint64_t value = 0
-    cdef int shift = 0
+    cdef int shift
     cdef uint8_t byte
-    while data.at < data.end:
+    # shift is at most 56, so at most 63 bits are set, and the value fits an int64_t.
+    for shift in range(0, 7 * MAX_VARINT, 7):
+        if data.at >= data.end:
+            refuse(f"the {whole} ends within its {name}: it is malformed")
         byte = data.raw[data.at]
         data.at += 1
-        # shift <= 56: at most 63 bits are set, and the value fits an int64_t.
         value |= <uint64_t> (byte & 0x7F) << shift
         if byte < 0x80:
+            if value > <uint64_t> largest:
+                refuse(f"the {whole} has a {name} of {value}, more than {largest}")
             return <int64_t> value
-        shift += 7
-        if shift == 7 * MAX_VARINT:
-            return OVERLONG
-    return TRUNCATED
+    return refuse(f"the {whole} has an overlong {name}")
+
+
+cdef inline int refuse(str message) except -1:
+    """Raise the error for bytes that cannot be read."""
+    # A .pxd cannot import a Python name for all of its functions, but a function can.
+    from rendezvous.api import RendezvousStateError
+    raise RendezvousStateError(message)
 
 
 cdef inline void write_u32(uint8_t* out, uint32_t value) noexcept:
@@ -80,7 +83,8 @@ cdef inline uint32_t read_u32(const uint8_t* raw) noexcept:
     return raw[0] | <uint32_t> raw[1] << 8 | <uint32_t> raw[2] << 16 | <uint32_t> raw[3] << 24
 
 
-# A .pxd cannot import zlib: its caller passes zlib.crc32.
+# Their caller passes zlib.crc32: a .pxd cannot import it once, and to import it on each call takes longer than to
+# compute the checksum of a small state.
 
 cdef inline bytes with_checksum(const uint8_t* body, Py_ssize_t size, object crc32):
     """Return the ``size`` bytes of ``body`` and their checksum."""

@@ -15,16 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import final
 
-from rendezvous._core._wire_py import (
-    CHECKSUM,
-    OVERLONG,
-    TRUNCATED,
-    checksum_holds,
-    integer,
-    read_varint,
-    with_checksum,
-    write_varint,
-)
+from rendezvous._core._wire_py import CHECKSUM, checksum_holds, integer, read_varint, with_checksum, write_varint
 from rendezvous.api import RendezvousStateError
 
 __all__ = ["Roster"]
@@ -160,11 +151,7 @@ class _Shard:
             )
 
     def _varint(self, largest: int, name: str) -> int:
-        value, self._at = read_varint(self._data, self._at, self._end)
-        if value == TRUNCATED:
-            raise RendezvousStateError(f"the roster ends within its {name}")
-        if value == OVERLONG or value > largest:
-            raise RendezvousStateError(f"the roster's {name} is out of range")
+        value, self._at = read_varint(self._data, self._at, self._end, largest, "roster", name)
         return value
 
     def nodes(self) -> Iterator[tuple[int, int]]:

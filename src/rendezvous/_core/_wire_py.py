@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from zlib import crc32
 
-__all__ = [
-    "CHECKSUM",
-    "OVERLONG",
-    "TRUNCATED",
-    "checksum_holds",
-    "integer",
-    "read_varint",
-    "with_checksum",
-    "write_varint",
-]
+from rendezvous.api import RendezvousStateError
+
+__all__ = ["CHECKSUM", "checksum_holds", "integer", "read_varint", "with_checksum", "write_varint"]
 
 CHECKSUM = 4
 """Bytes of a checksum."""
-
-TRUNCATED, OVERLONG = -1, -2
-"""What ``read_varint`` returns instead of a value."""
 
 _MAX_VARINT = 9
 
@@ -41,23 +31,32 @@ def write_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
-def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """Read the varint at ``at``, all of it before ``end``.
+def read_varint(data: bytes, at: int, end: int, largest: int, whole: str, name: str) -> tuple[int, int]:
+    """Return the varint at ``at``, and the position after it.
 
-    Returns:
-        Its value, or TRUNCATED, or OVERLONG if it has more than nine bytes; and the position after it.
+    Args:
+        data: the bytes.
+        at: where the varint begins.
+        end: what it must not reach beyond.
+        largest: the greatest value that it may have.
+        whole: what is read, for the errors: "state".
+        name: which part of that it is, for the errors: "pid".
+
+    Raises:
+        RendezvousStateError: it is not all there, is too long, or has too great a value.
     """
-    value = shift = 0
-    while at < end:
+    value = 0
+    for shift in range(0, 7 * _MAX_VARINT, 7):
+        if at >= end:
+            raise RendezvousStateError(f"the {whole} ends within its {name}: it is malformed")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if value > largest:
+                raise RendezvousStateError(f"the {whole} has a {name} of {value}, more than {largest}")
             return value, at
-        shift += 7
-        if shift == 7 * _MAX_VARINT:
-            return OVERLONG, at
-    return TRUNCATED, at
+    raise RendezvousStateError(f"the {whole} has an overlong {name}")
 
 
 def with_checksum(body: bytearray) -> bytes:
