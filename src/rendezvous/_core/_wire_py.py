@@ -45,6 +45,9 @@ def read_varint(data: bytes, at: int, end: int, largest: int, whole: str, name: 
     Raises:
         RendezvousStateError: it is not all there, is too long, or has too great a value.
     """
+    # Nearly all varints are of one byte.
+    if at < end and data[at] < 0x80 and data[at] <= largest:
+        return data[at], at + 1
     value = 0
     for shift in range(0, 7 * _MAX_VARINT, 7):
         if at >= end:
