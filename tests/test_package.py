@@ -31,12 +31,27 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_setup_lists_every_cython_module():
-    listed = set(re.findall(r'"src/_core/(\w+)\.pyx"', (ROOT / "setup.py").read_text()))
-    assert listed == {path.stem for path in (ROOT / "src/_core").glob("*.pyx")}
+    listed = re.findall(r'extension\("(\w+)"', (ROOT / "setup.py").read_text())
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "src/_core").glob("*.pyx"))
+
+
+@pytest.mark.parametrize("module", ["roster", "state", "swap"])
+def test_setup_lists_the_pxd_files_that_a_module_includes(module):
+    """If one of them changes, the module must be built again."""
+    folder = ROOT / "src/_core"
+    names = {path.stem for path in folder.glob("*.pxd")}
+    included, new = set(), {f"{module}.pyx"}
+    while new:
+        text = (folder / new.pop()).read_text()
+        found = {name for name in names if re.search(rf"^from {name} cimport ", text, re.MULTILINE)}
+        new |= {f"{name}.pxd" for name in found - included}
+        included |= found
+    call = re.search(rf'extension\("{module}"(.*?)\)', (ROOT / "setup.py").read_text())
+    assert set(re.findall(r'"(\w+)"', call[1])) == included
 
 
 def test_src_core_holds_cython_and_nothing_else():
-    assert {path.suffix for path in (ROOT / "src/_core").iterdir()} <= {".pyx", ".c"}
+    assert {path.suffix for path in (ROOT / "src/_core").iterdir()} <= {".pyx", ".pxd", ".c"}
 
 
 @pytest.mark.parametrize("module", ["roster", "state", "swap"])

@@ -119,3 +119,52 @@ def test_ten_thousand_nodes_with_ids_as_etcd_gives_them_take_few_bytes(roster):
     ids = [7587880000000000000 + 3 * i for i in range(10_000)]
     encoded = roster.Roster(ids[::-1]).encode(64)
     assert max(map(len, encoded)) < 1024
+
+
+def test_the_format_of_version_1_does_not_change(roster):
+    assert roster.Roster([300, 7, 4, 2**63 - 1]).encode(3) == [
+        sealed(bytes.fromhex("52 52 01  04 03 00 01  ac 02 00")),
+        sealed(bytes.fromhex("52 52 01  04 03 01 03  04 02  03 01  f8 ff ff ff ff ff ff ff 7f 03")),
+        sealed(bytes.fromhex("52 52 01  04 03 02 00")),
+    ]
+
+
+@pytest.mark.parametrize("shards", [1, 782, 4096])
+def test_each_of_100_000_nodes_is_in_its_shard(roster, shards):
+    ids = [7587880000000000000 + 7 * i for i in range(100_000)]
+    encoded = roster.Roster(ids).encode(shards)
+    assert len(encoded) == shards
+    assert roster.Roster.decode(encoded).nodes() == ids
+    for rank in (0, 1, 54_321, 99_999):
+        assert roster.Roster.find(encoded[ids[rank] % shards], ids[rank]) == (rank, 100_000)
+
+
+def test_most_shards_of_a_small_roster_are_empty(roster):
+    encoded = roster.Roster([5]).encode(4096)
+    assert [number for number, shard in enumerate(encoded) if roster.Roster.find(shard, 5) == (0, 1)] == [5]
+    assert roster.Roster.decode(encoded).nodes() == [5]
+
+
+def test_a_roster_without_nodes_comes_back(roster):
+    for shards in (1, 3):
+        assert roster.Roster.decode(roster.Roster([]).encode(shards)).nodes() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"RR\x01\x02\x01\x00\x02\x01\x00\x01\x00", "gives rank 0 twice"),
+        (b"RR\x01\x02\x01\x00\x01\x01\x00", "has 1 of 2 nodes"),
+        (b"RR\x01\x01\x01\x00\x01\x01\x01", "rank is out of range"),
+        (b"RR\x01\x01\x02\x00\x01\x01\x00", "node 1 in shard 0 of 2, where it does not belong"),
+        (b"RR\x01\x01\x01\x00\x01\x00\x00", "node id is out of range"),
+        (b"RR\x01\x01\x01\x00\x01\x01\x00\x00", "1 bytes too many"),
+        (b"RR\x01\x01\x01\x01\x00", "shard number is out of range"),
+        (b"RR\x01" + b"\xff" * 9, "overlong world size"),
+        (b"RR\x01\x01\x01\x00\x01\xff\xff", "ends within its node id"),
+        (b"RR\x01\x02\x01\x00\x02" + b"\xff" * 8 + b"\x7f\x00\x01\x01", "node id is out of range"),
+    ],
+)
+def test_a_shard_with_a_valid_checksum_and_wrong_contents_is_refused(roster, body, reason):
+    with pytest.raises(RendezvousStateError, match=reason):
+        roster.Roster.decode([sealed(body)] * max(1, body[4] % 128))

@@ -348,7 +348,7 @@ def test_a_blob_of_a_thousand_realistic_hosts_is_small(State):
         (seal(b"RZ\x01\x08....\x00\x00\x00\x00"), "unknown flags 0x08"),
         (seal(b"RZ\x01\x00....\x00\x00\x00\xff\xff\x7f"), "claims 2097151 nodes, more than 131072"),
         (seal(b"RZ\x01\x00....\x00\x00\x00\xff\x7f"), "claims 16383 nodes in 0 bytes"),
-        (seal(b"RZ\x01\x01....\x00\x00\xff\xff\x03\x00\x00"), "a world of 65535, but knows 0 nodes"),
+        (seal(b"RZ\x01\x01....\x00\x00\xff\xff\x03\x00\x00"), "a world of 65535, but only 0 nodes"),
         (seal(b"RZ\x01\x00....\x00\x00\x00\x00\x00"), "1 bytes after its last node"),
         (seal(b"RZ\x01\x00....\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), "overlong round"),
         (seal(b"RZ\x01\x00....\xff\xff\xff\xff\xff\xff\xff\x7f"), "has a round of"),
