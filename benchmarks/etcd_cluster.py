@@ -153,7 +153,8 @@ class EtcdCluster:
         """Return a bare connection to a member."""
         if member not in self._channels:
             target, known = f"{_HOST}:{self.ports[member]}", self._credentials
-            options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
+            backoff = ((f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max"))
+            options = (("grpc.use_local_subchannel_pool", 1), *backoff)
             if known.tls:
                 secrets = grpc.ssl_channel_credentials(known.ca_cert, known.key, known.cert)
                 self._channels[member] = grpc.secure_channel(target, secrets, options)
