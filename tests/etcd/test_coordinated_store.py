@@ -17,10 +17,11 @@ from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import UnavailableError
 from rendezvous.etcd.v3.messages import rpc_pb2
+from tests.etcd.coordinated_job import Job
+from tests.nodes import BOUND, eventually, join
 from tests.proxy import Proxy
 
 SOON = timedelta(seconds=0.3)
-BOUND = 60.0
 
 
 def made_a_change(answer):
@@ -161,13 +162,6 @@ def begin(call, *arguments):
     return result
 
 
-def until(condition, what):
-    deadline = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.01)
-
-
 # Values.
 
 
@@ -261,7 +255,7 @@ def test_a_foreign_value_is_named(client, keys, store):
 def test_get_waits_for_a_late_set(store, spy, make_store):
     waiting = make_store(spy)
     result = begin(waiting.get, "late")
-    until(lambda: spy.watched, "the watch")
+    eventually(lambda: spy.watched, "the watch")
     store.set("late", "value")
     assert result() == b"value"
     assert spy.calls == [Call.RANGE]
@@ -305,7 +299,7 @@ def test_wait_is_one_watch_and_nothing_else(store, spy, make_store):
     waiting.wait(["key"])
     names = [f"worker/{i}/done" for i in range(30)]
     result = begin(waiting.wait, names)
-    until(lambda: len(spy.watched) == 2, "the second watch")
+    eventually(lambda: len(spy.watched) == 2, "the second watch")
     store.multi_set(names[:29], ["1"] * 29)
     assert result.running()
     store.set(names[29], "1")
@@ -327,7 +321,7 @@ def test_what_was_deleted_is_waited_for_again(store, spy, make_store):
     store.set("key", "1")
     store.delete_key("key")
     result = begin(make_store(spy).wait, ["key"])
-    until(lambda: spy.watched, "the watch")
+    eventually(lambda: spy.watched, "the watch")
     with pytest.raises(LookupError):
         store.wait(["key"], SOON)
     assert result.running()
@@ -364,7 +358,7 @@ def test_a_compacted_past_is_asked_for_instead(client, store, spy, make_store):
     assert spy.calls == [Call.RANGE]
     spy.forget()
     result = begin(waiting.wait, ["there", "late"])
-    until(lambda: spy.watched, "the watch")
+    eventually(lambda: spy.watched, "the watch")
     assert result.running()
     store.set("late", "1")
     result()
@@ -383,7 +377,7 @@ def test_where_the_past_is_long_or_unknown_it_is_asked_for(store, spy, make_stor
     waiting.wait(["key"])
     assert (spy.calls, spy.watched) == ([Call.RANGE], [])
     result = begin(waiting.wait, ["late"])
-    until(lambda: spy.watched, "the watch")
+    eventually(lambda: spy.watched, "the watch")
     store.set("late", "1")
     result()
 
@@ -441,7 +435,7 @@ def test_multi_get_of_names_with_nothing_in_common(store, spy, make_store):
 def test_multi_get_waits_for_what_is_missing(store, spy, make_store):
     store.multi_set(["n1", "n3"], ["1", "3"])
     result = begin(make_store(spy).multi_get, ["n1", "n2", "n3", "m"])
-    until(lambda: len(spy.watched) == 2, "the watches")
+    eventually(lambda: len(spy.watched) == 2, "the watches")
     store.set("n2", "2")
     assert result.running()
     store.add("m", 4)
@@ -712,7 +706,7 @@ def test_a_wait_outlives_a_broken_connection(proxied, store):
     proxy, proxied_store = proxied
     results = [begin(proxied_store.get, "late"), begin(proxied_store.wait, ["late"])]
     client = proxied_store._store._client
-    until(lambda: len(client._watches._created) == 2, "the watches")
+    eventually(lambda: len(client._watches._created) == 2, "the watches")
     proxy.cut()
     store.set("late", "value")
     proxy.restore()
@@ -741,7 +735,38 @@ def test_an_etcd_that_went_away_is_told_from_a_key_that_did_not_come(proxied):
     proxy, store = proxied
     client = store._store._client
     result = begin(store.get, "never", timedelta(seconds=2))
-    until(lambda: client._watches._created, "the watch")
+    eventually(lambda: client._watches._created, "the watch")
     proxy.cut()
     with pytest.raises(RendezvousConnectionError):
         result()
+
+
+# The store of a round, as a handler returns it.
+
+
+@pytest.fixture
+def job(etcd3, run_id):
+    job = Job(etcd3.get_endpoint(), run_id, 2, 3, keep_alive_interval=20)
+    yield job
+    job.stop()
+
+
+def test_a_late_member_waits_for_a_key_that_is_older_than_the_round_record(job, etcd3):
+    with Proxy(etcd3.get_port()) as proxy:
+        first = join(job.node("node-0"))
+        eventually(job.record, "the first node coordinates")
+        job.endpoint = proxy.endpoint
+        late = join(job.node("node-1"))
+        eventually(lambda: len(job.range(job.keys.nodes)) == 2, "the second node has joined")
+        # The second node learns of the complete round only after a key was written and a third node waits.
+        proxy.stall()
+        job.endpoint = etcd3.get_endpoint()
+        first.result(BOUND).store.set("key", "value")
+        join(job.node("node-2"))
+        eventually(lambda: job.record().waiting == 1, "the round record is published again")
+        proxy.cut()
+        proxy.restore()
+        proxy.resume()
+        store = late.result(BOUND).store
+        assert store.timeout.total_seconds() > BOUND
+        begin(store.wait, ["key"])()

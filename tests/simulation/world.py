@@ -6,6 +6,7 @@
 4 monotony     rounds only grow; closed is final
 5 fencing      nobody but the coordinator of the moment writes rosters and rounds
 6 liveness     once all is well, every node soon is in a complete round, or stands by because that has no place
+7 store        the revision from which a member watches the round's store is not later than the first member's return
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class World:
         self.transcript = transcript
         self.incarnations = [0] * plan.hosts
         self.returned: dict[int, dict[str, Assignment]] = {}
+        # The revision of etcd when the first member returned from a round: from then on the store is used.
+        self.usable: dict[int, int] = {}
         self.record: RoundRecord | None = None
         self.closed_at: int | None = None
         self.rosters: dict[int, list[int]] = {}
@@ -348,6 +351,9 @@ class World:
         if any(node.name in members for number, members in self.returned.items() if number > place.round):
             self.fail("monotony", f"{node.name} returned from round {place.round} after a later one")
         others[node.name] = place
+        usable = self.usable.setdefault(place.round, self.etcd.revision)
+        if not 0 < place.since <= usable:
+            self.fail("store", f"{node.name} watches since {place.since}; keys may be older: {usable}")
         host = bootstrap.addr.removeprefix("node-")
         if bootstrap.round != place.round or bootstrap.port != 29500 + int(host):
             self.fail("agreement", f"{node.name} in round {place.round} was told to meet at {bootstrap}")

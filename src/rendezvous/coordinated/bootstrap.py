@@ -70,17 +70,18 @@ class BootstrapExchange:
             try:
                 answer = await self._client.txn(
                     [compare(key, "mod_revision", revision)],
-                    [put_op(key, own.encode(), assignment.run_lease)],
+                    [put_op(key, own.encode(), assignment.run_lease), get_op(key)],
                     [get_op(key)],
                     deadline=deadline,
                 )
             except EtcdError as exc:
                 logger.warning("%s: the run lease has ended, and the run's records with it", exc)
                 return None
+            found = answer.responses[-1].response_range.kvs
+            self._view.update(found)
             if answer.succeeded:
                 return own
             # Rank 0 of another round wrote in the meantime, or this write was sent twice and applied the first time.
-            found = answer.responses[0].response_range.kvs
             known = Bootstrap.decode(key, found[0].value) if found else None
             revision = found[0].mod_revision if found else 0
         return own if known == own else None

@@ -117,7 +117,7 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
             assignment.rank,
             assignment.world_size,
         )
-        store = EtcdStore(self._client, self._keys, assignment.round, assignment.run_lease, assignment.revision)
+        store = EtcdStore(self._client, self._keys, assignment.round, assignment.run_lease, assignment.since)
         address = RendezvousStoreInfo(bootstrap.addr, bootstrap.port)
         return RendezvousInfo(store, assignment.rank, assignment.world_size, address)
 

@@ -250,14 +250,14 @@ class Assignment(NamedTuple):
         round: the number of the round.
         rank: the node's rank.
         world_size: how many members the round has.
-        revision: the revision of the round record.
+        since: a revision at which the round's store was empty; 0 if it is not known.
         run_lease: the lease to which the records of the run are bound.
     """
 
     round: int
     rank: int
     world_size: int
-    revision: int
+    since: int
     run_lease: int
 
 

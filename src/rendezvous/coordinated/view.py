@@ -70,6 +70,14 @@ class View:
         if changed:
             self.wake()
 
+    def update(self, found: Iterable[KeyValue]) -> None:
+        """Apply a read of some keys of ``ctl/``."""
+        changed = False
+        for kv in found:
+            changed |= self._apply(kv.key, kv, gone=False)
+        if changed:
+            self.wake()
+
     def read(self, found: Iterable[KeyValue], revision: int) -> None:
         """Apply a read of all of ``ctl/`` at ``revision``: a key that is not in ``found`` does not exist."""
         changed = not self.synced
