@@ -51,6 +51,9 @@ class DictStore(Store):
     def num_keys(self):
         return len(self.data)
 
+    def list_keys(self):
+        return sorted(self.data)
+
     def multi_get(self, keys, timeout=None):
         return [self.data[key] for key in keys]
 
@@ -210,11 +213,13 @@ def test_a_prefix_store_keeps_its_keys_apart():
     assert plain.data["job.1/a"] == b"98"
     assert store.delete_key("a")
     assert not store.delete_key("a")
-    assert store.num_keys() == 3
+    plain.set("job.10/a", "1")
+    assert store.list_keys() == ["b", "c", "n"]
+    assert store.num_keys() == plain.num_keys() == 4
     assert store.underlying_store is plain
 
 
-def test_a_prefix_store_shares_the_time_out_of_its_store():
+def test_a_prefix_store_shares_the_timeout_of_its_store():
     from datetime import timedelta
 
     plain = DictStore()

@@ -1,6 +1,6 @@
-"""What torchrun loads from the entry points in the group ``torchrun.handlers``.
+"""The entry points of the group ``torchrun.handlers``.
 
-torch loads it while it is itself being imported: so nothing is imported here until a handler is asked for.
+torch loads them while it is being imported itself. Therefore this module imports nothing before a handler is created.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["etcd_v2_watch", "etcd_v3"]
 
 
 def etcd_v2_watch() -> Callable[[Any], Any]:
-    """Return what makes the handlers of torchrun's backend ``etcd-v2-watch``."""
+    """Return the function that creates handlers of torchrun's backend ``etcd-v2-watch``."""
     return _create_etcd_v2_watch
 
 
@@ -23,7 +23,7 @@ def _create_etcd_v2_watch(params: Any) -> Any:
 
 
 def etcd_v3() -> Callable[[Any], Any]:
-    """Return what makes the handlers of torchrun's backend ``etcd-v3``."""
+    """Return the function that creates handlers of torchrun's backend ``etcd-v3``."""
     return _create_etcd_v3
 
 

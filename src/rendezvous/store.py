@@ -1,23 +1,33 @@
-"""The key-value store of a round: the operations of ``torch.distributed.Store``, without torch."""
+"""The key-value store of a round: the operations of ``torch.distributed.Store``, without torch.
+
+The functions below the classes hold what all stores on etcd check and report in the same way.
+"""
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
 
+from rendezvous.utils import quoted
+
 __all__ = ["PrefixStore", "Store"]
+
+Key = str | bytes
+
+_MAX_NAME = 200  # characters of a key that a message shows
+_MAX_DIGITS = 64  # a longer value is not read as a number: reading it may take seconds
 
 
 class Store(ABC):
-    """A key-value store that nodes share. Keys and values may be ``str`` or ``bytes``; values come as ``bytes``."""
+    """A key-value store that nodes share. Keys and values are ``str`` or ``bytes``; results are ``bytes``."""
 
-    # What torch's stores wait by default.
-    _timeout = timedelta(seconds=300)
+    _timeout = timedelta(seconds=300)  # the default of torch's stores
 
     @property
     def timeout(self) -> timedelta:
-        """How long an operation waits for keys, and for a store that does not answer, unless told otherwise."""
+        """How long an operation waits by default: for keys, and for a store that does not answer."""
         return self._timeout
 
     def set_timeout(self, timeout: timedelta) -> None:
@@ -30,11 +40,11 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, key: str, timeout: timedelta | None = None) -> bytes:
-        """Return the value of ``key``; wait until there is one. Raises LookupError when the time is up."""
+        """Wait until ``key`` exists and return its value. Raises LookupError after ``timeout``."""
 
     @abstractmethod
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        """Wait until all ``keys`` exist. Raises LookupError when the time is up."""
+        """Wait until all ``keys`` exist. Raises LookupError after ``timeout``."""
 
     @abstractmethod
     def check(self, keys: Sequence[str]) -> bool:
@@ -42,38 +52,47 @@ class Store(ABC):
 
     @abstractmethod
     def add(self, key: str, num: int) -> int:
-        """Add ``num`` to the decimal number under ``key`` (0 where there is none); return the sum."""
+        """Add ``num`` to the decimal number under ``key`` (0 if there is none) and return the sum.
+
+        Raises:
+            TypeError: ``num`` is not an integer.
+            ValueError: the value under ``key`` is not a number, or ``num`` or the sum does not fit into 64 bits.
+        """
 
     @abstractmethod
     def compare_set(self, key: str, expected_value: str | bytes, desired_value: str | bytes) -> bytes:
-        """Replace ``expected_value`` by ``desired_value``; return the value that is there then.
+        """Write ``desired_value`` if the value is ``expected_value``; return the value that is stored afterwards.
 
-        Where there is no value yet, an empty ``expected_value`` writes; any other is returned and nothing written.
+        If ``key`` does not exist, an empty ``expected_value`` writes; any other is returned, and nothing is written.
         """
 
     @abstractmethod
     def append(self, key: str, value: str | bytes) -> None:
-        """Put ``value`` behind the value of ``key``."""
+        """Append ``value`` to the value of ``key``."""
 
     @abstractmethod
     def delete_key(self, key: str) -> bool:
-        """Remove ``key``; return whether it was there."""
+        """Delete ``key``; return whether it existed."""
 
     @abstractmethod
     def num_keys(self) -> int:
         """Return the number of keys in the whole store."""
 
     @abstractmethod
+    def list_keys(self) -> list[str]:
+        """Return the keys of the store, sorted by their bytes."""
+
+    @abstractmethod
     def multi_get(self, keys: Sequence[str], timeout: timedelta | None = None) -> list[bytes]:
-        """Return the values of ``keys``; wait until all exist. Raises LookupError when the time is up."""
+        """Wait until all ``keys`` exist and return their values. Raises LookupError after ``timeout``."""
 
     @abstractmethod
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
-        """Write many values. Raises ValueError where there are not as many values as keys."""
+        """Write many values. Raises ValueError if there are not as many values as keys."""
 
 
 class PrefixStore(Store):
-    """A store whose keys stand in another store behind ``prefix`` and a slash."""
+    """A part of another store: the keys that begin with ``prefix`` and a slash."""
 
     def __init__(self, prefix: str, store: Store) -> None:
         self._prefix = prefix
@@ -86,11 +105,11 @@ class PrefixStore(Store):
 
     @property
     def timeout(self) -> timedelta:
-        """The time-out of the store that holds the keys."""
+        """The timeout of the underlying store."""
         return self._store.timeout
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Change the time-out of the store that holds the keys."""
+        """Change the timeout of the underlying store."""
         self._store.set_timeout(timeout)
 
     def _key(self, key: str) -> str:
@@ -132,8 +151,13 @@ class PrefixStore(Store):
         return self._store.delete_key(self._key(key))
 
     def num_keys(self) -> int:
-        """See :meth:`Store.num_keys`: counts the keys of the underlying store, as torch does."""
+        """Return the number of keys in the underlying store, as torch's ``PrefixStore`` does."""
         return self._store.num_keys()
+
+    def list_keys(self) -> list[str]:
+        """Return the keys with the prefix, without it, as torch's ``PrefixStore`` does."""
+        prefix = self._key("")
+        return [key[len(prefix) :] for key in self._store.list_keys() if key.startswith(prefix)]
 
     def multi_get(self, keys: Sequence[str], timeout: timedelta | None = None) -> list[bytes]:
         """See :meth:`Store.multi_get`."""
@@ -142,3 +166,91 @@ class PrefixStore(Store):
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
         """See :meth:`Store.multi_set`."""
         self._store.multi_set(self._keys(keys), values)
+
+
+def to_bytes(value: str | bytes) -> bytes:
+    """Return a key or a value as bytes. Text becomes UTF-8, and its surrogate escapes the bytes that they stand for.
+
+    Raises:
+        ValueError: it is neither ``str`` nor ``bytes``.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="surrogateescape")
+    if isinstance(value, bytes):
+        return value
+    raise ValueError(f"a key or value of the etcd store must be str or bytes, not {type(value).__name__}")
+
+
+def to_text(key: Key) -> str:
+    """Return a key as text, the reverse of :func:`to_bytes`."""
+    return key.decode(errors="surrogateescape") if isinstance(key, bytes) else key
+
+
+def quoted_key(key: Key) -> str:
+    """Return a key in quotes, for messages."""
+    return quoted(to_text(key), _MAX_NAME)
+
+
+def to_amount(key: Key, num: object) -> int:
+    """Return ``num``, which is to be added to the number under ``key``, as an int.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it does not fit into 64 bits.
+    """
+    try:
+        amount = int(operator.index(num))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"the amount added to {quoted_key(key)} in the etcd store must be an int, not {repr(num)[:60]} "
+            f"({type(num).__name__})"
+        ) from None
+    if not _fits(amount):
+        raise ValueError(
+            f"the amount added to {quoted_key(key)} in the etcd store must fit into 64 bits, but it has "
+            f"{amount.bit_length() + 1}"
+        )
+    return amount
+
+
+def to_number(key: Key, value: bytes) -> int:
+    """Return the number that is stored under ``key``; an empty value is 0.
+
+    Raises:
+        ValueError: the value is not a decimal number that fits into 64 bits.
+    """
+    if len(value) <= _MAX_DIGITS:
+        try:
+            number = int(value or b"0")
+        except ValueError:
+            pass
+        else:
+            if _fits(number):
+                return number
+            raise ValueError(
+                f"the value of {quoted_key(key)} in the etcd store does not fit into 64 bits: {quoted(value)}"
+            )
+    raise ValueError(f"the value of {quoted_key(key)} in the etcd store is not a number: {quoted(value)}")
+
+
+def add_up(key: Key, number: int, amount: int) -> int:
+    """Return the sum of the number under ``key`` and ``amount``. Raises ValueError if it does not fit into 64 bits."""
+    if not _fits(number + amount):
+        raise ValueError(
+            f"the value of {quoted_key(key)} in the etcd store is {number}; if {amount} is added to it, the sum does "
+            f"not fit into 64 bits"
+        )
+    return number + amount
+
+
+def missing_keys_message(keys: Sequence[Key], seconds: float) -> str:
+    """Return the message of the LookupError for ``keys`` that did not appear within ``seconds``."""
+    names = [quoted_key(key) for key in keys[:5]]
+    subject = f"the key {names[0]}" if len(keys) == 1 else f"the keys {', '.join(names)}"
+    if len(keys) > len(names):
+        subject += f" and {len(keys) - len(names)} more"
+    return f"{subject} did not appear in the etcd store within {seconds:g} s"
+
+
+def _fits(number: int) -> bool:
+    return -(2**63) <= number < 2**63

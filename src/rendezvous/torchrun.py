@@ -1,6 +1,6 @@
-"""The bridge to torch: our handlers under torchrun, our stores as ``torch.distributed.Store``.
+"""Handlers for torchrun, and stores as ``torch.distributed.Store``.
 
-The only module that imports torch; ``rendezvous.plugins`` leads torchrun here.
+This is the only module that imports torch. torchrun reaches it through ``rendezvous.plugins``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["TorchHandler", "TorchStore", "TorchStoreTimeoutError", "create_etcd_
 
 
 class TorchStoreTimeoutError(dist.DistStoreError, LookupError):
-    """A key did not appear in time: what torch's C++ stores raise, and what its ``EtcdStore`` raises."""
+    """A key did not appear in time. The base classes are what torch's C++ stores and its ``EtcdStore`` raise."""
 
 
 @contextmanager
@@ -32,24 +32,24 @@ def _as_store_error() -> Iterator[None]:
     try:
         yield
     except LookupError as exc:
-        raise TorchStoreTimeoutError(str(exc)) from exc
+        raise TorchStoreTimeoutError(str(exc)) from None
     except api.RendezvousConnectionError as exc:
-        raise dist.DistNetworkError(str(exc)) from exc
+        raise dist.DistNetworkError(str(exc)) from None
 
 
-# torch's C++ side may hold a store, behind a PrefixStore for example, without holding its Python half; once that is
-# collected, every call fails. A store is small, and there is one a round: they are kept until the process ends.
+# torch's C++ code may keep a store, for example in a PrefixStore, without keeping its Python object: when that is
+# collected, every call fails. Stores are small and there is one for each round, so all are kept until the process ends.
 _stores: list[TorchStore] = []
 
 
 class TorchStore(dist.Store):
-    """A :class:`rendezvous.store.Store` as torch takes it, for example as ``store=`` of ``init_process_group``.
+    """A :class:`rendezvous.store.Store` for torch, for example as ``store=`` of ``init_process_group``.
 
-    Its errors are torch's: :class:`TorchStoreTimeoutError` where a key did not appear in time, ``DistNetworkError``
-    where etcd could not be reached.
+    It raises torch's errors: :class:`TorchStoreTimeoutError` if a key did not appear in time, ``DistNetworkError`` if
+    etcd could not be reached. Queues are not supported.
 
     Args:
-        store: the store that does the work.
+        store: the store that holds the keys.
     """
 
     def __init__(self, store: Store) -> None:
@@ -113,26 +113,31 @@ class TorchStore(dist.Store):
         with _as_store_error():
             return self._store.num_keys()
 
+    def list_keys(self) -> list[str]:
+        """See :meth:`Store.list_keys`."""
+        with _as_store_error():
+            return self._store.list_keys()
+
     def has_extended_api(self) -> bool:
-        """Whether ``append``, ``multi_get`` and ``multi_set`` work: they do."""
+        """Return that ``append``, ``multi_get`` and ``multi_set`` are supported."""
         return True
 
     def clone(self) -> TorchStore:
-        """Return this store: threads may share it."""
+        """Return this store, which threads may share."""
         return self
 
-    # torch's C++ side looks two operations up under the names of its own methods.
+    # torch's C++ code looks for these operations under the names of its own methods.
     deleteKey = delete_key
     getNumKeys = num_keys
 
 
 class TorchHandler(torch_api.RendezvousHandler):
-    """A handler of ours as torchrun takes it. Its errors become torch's of the same name.
+    """A handler of this package for torchrun. Its errors become torch's errors of the same name.
 
     Args:
-        backend: the name that torchrun knows the handler by.
-        create: makes the handler; it is given what starts the store that rank 0 shares with the workers, or None
-            where ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` says that nothing is shared.
+        backend: the name of the backend in torchrun.
+        create: makes the handler. Its argument is the function that starts the TCP store that rank 0 shares with the
+            workers, or None if ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` disables it.
     """
 
     def __init__(self, backend: str, create: Callable[[Callable[[str], int] | None], api.RendezvousHandler]) -> None:
@@ -143,18 +148,18 @@ class TorchHandler(torch_api.RendezvousHandler):
             self._handler = create(self._serve if self._shares else None)
 
     def _serve(self, addr: str) -> int:
-        # A new one each round: the workers of a round must not find the keys of the round before, and a node that
-        # was rank 0 before must not hand out an address that nobody listens at any more.
+        # Each round gets a new store: its workers must not find the keys of the last round, and the port of an older
+        # store may be closed by now.
         self._server = dist.TCPStore(host_name=addr, port=0, is_master=True, wait_for_workers=False)
         return int(self._server.port)
 
     def get_backend(self) -> str:
-        """Return the name that torchrun knows the handler by."""
+        """Return the name of the backend in torchrun."""
         return self._backend
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether the workers are to meet at the store that rank 0's launcher shares."""
+        """Whether the workers use the TCP store that the agent of rank 0 shares."""
         return self._shares
 
     def next_rendezvous(self) -> torch_api.RendezvousInfo:
@@ -202,24 +207,25 @@ def _as_torch() -> Iterator[None]:
         yield
     except api.RendezvousError as exc:
         kind: type[Exception] = getattr(torch_api, type(exc).__name__, torch_api.RendezvousError)
-        raise kind(str(exc)) from exc
+        # The message says everything; the cause would add a long traceback of the background loop.
+        raise kind(str(exc)) from None
 
 
 def create_etcd_v2_watch(params: torch_api.RendezvousParameters) -> TorchHandler:
     """Make the handler of torchrun's backend ``etcd-v2-watch``."""
-    ours = _parameters(params)
+    parameters = _parameters(params)
 
     def create(serve: Callable[[str], int] | None) -> api.RendezvousHandler:
-        backend, store = create_backend(ours)
-        return dynamic_handler.create_handler(store, backend, ours, serve)
+        backend, store = create_backend(parameters)
+        return dynamic_handler.create_handler(store, backend, parameters, serve)
 
     return TorchHandler(params.backend, create)
 
 
 def create_etcd_v3(params: torch_api.RendezvousParameters) -> TorchHandler:
     """Make the handler of torchrun's backend ``etcd-v3``."""
-    ours = _parameters(params)
-    return TorchHandler(params.backend, lambda serve: coordinated_handler.create_handler(ours, serve))
+    parameters = _parameters(params)
+    return TorchHandler(params.backend, lambda serve: coordinated_handler.create_handler(parameters, serve))
 
 
 def _parameters(params: Any) -> api.RendezvousParameters:

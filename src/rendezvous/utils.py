@@ -1,4 +1,4 @@
-"""Endpoints, the natural order of host names, and free ports."""
+"""Endpoints, the natural order of host names, free ports, and text for messages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "natural_key",
     "parse_rendezvous_endpoint",
     "parse_rendezvous_endpoints",
+    "quoted",
 ]
 
 _DIGITS = re.compile(rb"([0-9]+)")
@@ -116,3 +117,16 @@ def listed(names: Sequence[str], count: int | None = None) -> str:
     shown = names[:_NAMES_SHOWN]
     more = (len(names) if count is None else count) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def quoted(value: str | bytes, limit: int = 60) -> str:
+    """Return ``value`` in quotes, for a message: what is not printable is escaped, and a long value is cut.
+
+    Args:
+        value: the value. It may come from anyone who can write to etcd.
+        limit: how many bytes or characters are shown; the message names the length of a longer value.
+    """
+    if len(value) <= limit:
+        return repr(value)
+    unit = "bytes" if isinstance(value, bytes) else "characters"
+    return f"{value[:limit]!r}... ({len(value)} {unit})"

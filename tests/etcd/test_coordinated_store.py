@@ -11,12 +11,13 @@ import pytest
 from benchmarks.etcd_cluster import send
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
 from rendezvous.coordinated.records import Keys
-from rendezvous.coordinated.store import EtcdStore
+from rendezvous.coordinated.store import EtcdStore, StoreOptions
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import UnavailableError
 from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import put_op
 from tests.etcd.coordinated_job import Job
 from tests.nodes import BOUND, eventually, join
 from tests.proxy import Proxy
@@ -24,34 +25,34 @@ from tests.proxy import Proxy
 SOON = timedelta(seconds=0.3)
 
 
-def made_a_change(answer):
-    """Whether a transaction changed something, or found that its first try did."""
+def applied_a_change(answer):
+    """Whether a transaction changed something, or found that it had been applied before."""
     return answer.succeeded or any(
         response.HasField("response_put")
-        or (response.HasField("response_txn") and made_a_change(response.response_txn))
+        or (response.HasField("response_txn") and applied_a_change(response.response_txn))
         for response in answer.responses
     )
 
 
 class Spy(GrpcEtcdClient):
-    """Counts what is asked for, and does as it is told with the requests that change something."""
+    """Records requests and watches, and loses the answers of transactions that changed something."""
 
     def __init__(self, endpoints, credentials=None):
         super().__init__(endpoints, credentials)
-        self.asked = []
+        self.requests = []
         self.watched = []
         self.lose = 0
-        """How many answers that tell of a change are still to be lost on the way."""
+        """How many answers to lose."""
         self.after_loss = None
-        self.late = []
-        """Requests that etcd has applied before and will get again."""
+        self.lost = []
+        """The requests whose answers were lost."""
 
     async def _attempt(self, call, request, timeout, deadline):
-        self.asked.append((call, request))
+        self.requests.append((call, request))
         answer = await super()._attempt(call, request, timeout, deadline)
-        if self.lose and call is Call.TXN and made_a_change(answer):
+        if self.lose and call is Call.TXN and applied_a_change(answer):
             self.lose -= 1
-            self.late.append((call, request))
+            self.lost.append((call, request))
             if self.after_loss is not None:
                 await self.after_loss()
             raise UnavailableError("the answer was lost")
@@ -62,12 +63,12 @@ class Spy(GrpcEtcdClient):
         return await super().watch(key, end, receive, lost, deadline, revision)
 
     def forget(self):
-        self.asked.clear()
+        self.requests.clear()
         self.watched.clear()
 
     @property
     def calls(self):
-        return [call for call, _ in self.asked]
+        return [call for call, _ in self.requests]
 
 
 def connect(port):
@@ -108,7 +109,7 @@ def keys(run_id):
 
 
 def ask(client, method, *arguments, **options):
-    """Have the client do something, on its loop."""
+    """Call a method of the client on its event loop."""
 
     async def call():
         deadline = asyncio.get_running_loop().time() + BOUND
@@ -138,7 +139,7 @@ def store(make_store):
 
 
 def begin(call, *arguments):
-    """Call in a thread; the result, or the error, is for the caller to ask for."""
+    """Call in a thread; return a function that waits for the result or raises the error."""
     outcome = []
 
     def work():
@@ -152,7 +153,7 @@ def begin(call, *arguments):
 
     def result():
         thread.join(BOUND)
-        assert not thread.is_alive(), "waited in vain"
+        assert not thread.is_alive(), "the call did not return in time"
         value, error = outcome[0]
         if error is not None:
             raise error
@@ -175,7 +176,7 @@ def test_set_and_get(store):
 
 
 @pytest.mark.parametrize("value", ["=x", "+1", "+", ",", b"\xff" * 1000, "x" * 1_000_000])
-def test_any_bytes_are_a_value_and_only_numbers_are_numbers(store, value):
+def test_any_bytes_are_a_value(store, value):
     store.set("key", value)
     assert store.get("key") == (value if isinstance(value, bytes) else value.encode())
     if value == "+1":
@@ -206,7 +207,7 @@ def test_only_text_and_bytes_are_values_and_keys(store, value):
         store.get(value)
 
 
-def test_keys_stand_in_etcd_as_they_are_called_and_hang_on_the_lease(client, keys, make_store):
+def test_all_keys_are_stored_with_the_lease(client, keys, make_store):
     lease = ask(client, "grant", 600)
     store = make_store(lease=lease)
     store.set("dir/key", "value")
@@ -223,13 +224,13 @@ def test_keys_stand_in_etcd_as_they_are_called_and_hang_on_the_lease(client, key
     assert {kv.lease for kv in found} == {lease}
     ask(client, "revoke", lease)
     assert ask(client, "range", keys.root, keys.root + b"\xff")[0] == []
-    with pytest.raises(RendezvousConnectionError, match=r"the lease of the etcd store .*/store/0000000003/' is gone"):
+    with pytest.raises(RendezvousConnectionError, match=r"the lease of the etcd store '.*/0000000003/' has ended"):
         store.set("key", "value")
-    with pytest.raises(RendezvousConnectionError, match="is gone"):
+    with pytest.raises(RendezvousConnectionError, match="has ended"):
         store.add("n", 1)
 
 
-def test_a_round_s_store_is_its_own(make_store):
+def test_each_round_has_a_store_of_its_own(make_store):
     one, two = make_store(number=1), make_store(number=2)
     one.set("key", "1")
     one.add("n", 1)
@@ -238,15 +239,33 @@ def test_a_round_s_store_is_its_own(make_store):
     assert two.add("n", 1) == 1
 
 
-def test_a_foreign_value_is_named(client, keys, store):
-    ask(
-        client,
-        "txn",
-        [],
-        [rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=store._store.prefix + b"k", value=b"x"))],
-    )
-    with pytest.raises(RendezvousStateError, match=r"/store/0000000003/k' holds b'x', which is not a value"):
+def test_a_foreign_value_is_named(client, store):
+    ask(client, "txn", [], [put_op(store._store.prefix + b"k", b"x")])
+    with pytest.raises(RendezvousStateError, match=r"/store/0000000003/k' contains b'x', which is not a value"):
         store.get("k")
+
+
+@pytest.mark.parametrize("value", [b"x" * 1_000_000, b"+" + b"9" * 1_000_000, b"+x\x1b[2J\r\n", b"+0\xff"])
+def test_an_error_escapes_a_foreign_value_and_shows_little_of_it(client, store, value):
+    ask(client, "txn", [], [put_op(store._store.prefix + b"k\x1b\n", value)])
+    for call in (lambda: store.get("k\x1b\n"), lambda: store.add("k\x1b\n", 1)):
+        with pytest.raises(RendezvousStateError) as caught:
+            call()
+        message = str(caught.value)
+        assert message.isprintable()
+        assert len(message) < 300
+        assert r"k\x1b\n' contains b'" in message
+        assert len(value) < 60 or f"... ({len(value)} bytes)" in message
+
+
+def test_an_error_shows_little_of_a_long_value_and_a_long_key(store):
+    store.set("key", "\x1b\n" * 500_000)
+    with pytest.raises(ValueError, match=r"^the value of 'key' .*: b'(\\x1b\\n){30}'\.\.\. \(1000000 bytes\)$"):
+        store.add("key", 1)
+    with pytest.raises(LookupError, match=r"^the key 'n{200}'\.\.\. \(1000000 characters\) did not appear"):
+        store.get("n" * 1_000_000, SOON)
+    with pytest.raises(LookupError, match=r"^the key 'a\\x1b\\n\\udcff' did not appear"):
+        store.get("a\x1b\n\udcff", SOON)
 
 
 # Waiting.
@@ -276,7 +295,7 @@ def test_get_and_wait_time_out_with_a_lookup_error_that_names_the_keys(store):
 
 
 @pytest.mark.parametrize("timeout", [timedelta(0), timedelta(milliseconds=1), timedelta(seconds=-1)])
-def test_no_time_to_wait_is_time_to_look(store, timeout):
+def test_with_a_timeout_of_zero_existing_keys_are_found(store, timeout):
     store.set("key", "value")
     assert store.get("key", timeout) == b"value"
     store.wait(["key"], timeout)
@@ -286,14 +305,14 @@ def test_no_time_to_wait_is_time_to_look(store, timeout):
         store.get("never", timeout)
 
 
-def test_no_keys_are_there(store):
+def test_no_keys(store):
     store.wait([])
     assert store.multi_get([]) == []
     assert store.check([])
     store.multi_set([], [])
 
 
-def test_wait_is_one_watch_and_nothing_else(store, spy, make_store):
+def test_wait_takes_one_watch_and_no_read(store, spy, make_store):
     store.set("key", "value")
     waiting = make_store(spy)
     waiting.wait(["key"])
@@ -305,7 +324,7 @@ def test_wait_is_one_watch_and_nothing_else(store, spy, make_store):
     store.set(names[29], "1")
     result()
     waiting.wait(names)
-    assert spy.asked == []
+    assert spy.requests == []
     assert len(spy.watched) == 3
 
 
@@ -317,7 +336,7 @@ def test_wait_waits_for_all(store):
     result()
 
 
-def test_what_was_deleted_is_waited_for_again(store, spy, make_store):
+def test_wait_ignores_keys_that_were_deleted(store, spy, make_store):
     store.set("key", "1")
     store.delete_key("key")
     result = begin(make_store(spy).wait, ["key"])
@@ -329,8 +348,8 @@ def test_what_was_deleted_is_waited_for_again(store, spy, make_store):
     result()
 
 
-def test_what_a_long_replay_says_is_looked_at(store, spy, make_store):
-    # etcd replays 1,000 revisions at a time: that the key was deleted comes with the second lot.
+def test_after_a_long_replay_the_keys_are_read(store, spy, make_store):
+    # etcd replays 1,000 revisions at a time: the deletion is in the second batch.
     async def write():
         await asyncio.gather(*(store._store.set("key", "x", BOUND) for _ in range(1005)))
 
@@ -343,7 +362,7 @@ def test_what_a_long_replay_says_is_looked_at(store, spy, make_store):
     waiting.wait(["key"])
 
 
-def test_a_compacted_past_is_asked_for_instead(client, store, spy, make_store):
+def test_if_the_history_is_compacted_the_keys_are_read(client, store, spy, make_store):
     store.set("there", "1")
 
     async def forget():
@@ -362,14 +381,13 @@ def test_a_compacted_past_is_asked_for_instead(client, store, spy, make_store):
     assert result.running()
     store.set("late", "1")
     result()
-    assert spy.calls == [Call.TXN]  # it knows by now
+    assert spy.calls == [Call.TXN]  # the store has noted that the history is gone
     assert [since for _, _, since in spy.watched] == [revision_now + 1]
 
 
-@pytest.mark.parametrize("long_ago", ["unknown", "long ago"])
-def test_where_the_past_is_long_or_unknown_it_is_asked_for(store, spy, make_store, monkeypatch, long_ago):
-    monkeypatch.setattr("rendezvous.coordinated.store._LONG_HISTORY", 1)
-    waiting = make_store(spy, since=0) if long_ago == "unknown" else make_store(spy)
+@pytest.mark.parametrize("settings", [{"since": 0}, {"options": StoreOptions(long_history=1)}])
+def test_if_the_history_is_long_or_unknown_the_keys_are_read(store, spy, make_store, settings):
+    waiting = make_store(spy, **settings)
     store.set("key", "1")
     store.set("key", "1")
     waiting.check(["key"])
@@ -399,7 +417,7 @@ def test_an_interrupted_wait_leaves_no_watch(spy, make_store):
 # Many keys.
 
 
-def test_multi_get_of_keys_alike_is_one_read(store, spy, make_store):
+def test_multi_get_of_similar_keys_is_one_read(store, spy, make_store):
     names = [f"worker-{i}" for i in range(1000)]
     store.multi_set(names, [str(i) for i in range(1000)])
     reading = make_store(spy)
@@ -416,23 +434,23 @@ def test_multi_get_of_few_keys_is_one_read(store, spy, make_store):
     assert make_store(spy).multi_get(["n2", "a", "n1"]) == [b"4", b"1", b"3"]
 
 
-def test_multi_get_does_not_read_all_that_lies_between(store, spy, make_store):
+def test_multi_get_does_not_read_all_keys_between(store, spy, make_store):
     store.multi_set([f"n/1/{i:03}" for i in range(400)], ["x"] * 400)
     names = ["n/0", *(f"n/9{i:03}" for i in range(120))]
     store.multi_set(names, names)
     assert make_store(spy).multi_get(names) == [name.encode() for name in names]
     assert spy.calls == [Call.RANGE, Call.TXN, Call.TXN]
-    assert spy.asked[0][1].limit == 2 * len(names) + 64
+    assert spy.requests[0][1].limit == 2 * len(names) + 64
 
 
-def test_multi_get_of_names_with_nothing_in_common(store, spy, make_store):
+def test_multi_get_of_names_that_are_not_similar(store, spy, make_store):
     names = [chr(ord("a") + i % 26) * (i + 1) for i in range(40)]
     store.multi_set(names, names)
     assert make_store(spy).multi_get(names) == [name.encode() for name in names]
     assert len(spy.calls) <= 2
 
 
-def test_multi_get_waits_for_what_is_missing(store, spy, make_store):
+def test_multi_get_waits_for_missing_keys(store, spy, make_store):
     store.multi_set(["n1", "n3"], ["1", "3"])
     result = begin(make_store(spy).multi_get, ["n1", "n2", "n3", "m"])
     eventually(lambda: len(spy.watched) == 2, "the watches")
@@ -446,9 +464,9 @@ def test_multi_set(store, spy, make_store):
     writing = make_store(spy)
     writing.multi_set([*map(str, range(250)), "7", "7"], ["x"] * 250 + ["y", "z"])
     assert spy.calls == [Call.TXN] * 3
-    assert store.get("7") == b"z"  # the last one counts
+    assert store.get("7") == b"z"  # the last value counts
     assert store.num_keys() == 250
-    writing.multi_set(["a", "b", "c"], ["x" * 700_000] * 3)  # etcd takes 1.5 MiB at once
+    writing.multi_set(["a", "b", "c"], ["x" * 700_000] * 3)  # etcd accepts 1.5 MiB in one request
     assert len(store.get("c")) == 700_000
 
 
@@ -486,11 +504,35 @@ def test_add_counts_from_nothing_and_takes_any_amount(store):
     assert [store.add("n", amount) for amount in (1, 5, -10, 0, 1, 1)] == [1, 6, -4, -4, -3, -2]
     assert store.get("n") == b"-2"
     assert [store.add("m", amount) for amount in (0, 1)] == [0, 1]
-    assert store.add("huge", 10**30) == 10**30
-    assert store.add("huge", 1) == 10**30 + 1
 
 
-def test_all_that_changes_a_number_composes(store):
+@pytest.mark.parametrize("amount", [1, 2])
+def test_numbers_have_64_bits(store, amount):
+    most, least = 2**63 - 1, -(2**63)
+    assert store.add("n", most - amount) == most - amount
+    assert store.add("n", amount) == most
+    with pytest.raises(ValueError, match=rf"^the value of 'n' .* is {most}; if {amount} is added to it, the sum"):
+        store.add("n", amount)
+    assert store.get("n") == b"%d" % most
+    assert store.add("n", least) == -1
+    assert store.add("n", amount) == amount - 1
+    for number in (most + 1, least - 1, 10**5000):
+        with pytest.raises(ValueError, match=r"^the amount added to 'n' in the etcd store must fit into 64 bits"):
+            store.add("n", number)
+    store.set("n", str(most + 1))
+    with pytest.raises(ValueError, match=rf"^the value of 'n' .* does not fit into 64 bits: b'{most + 1}'"):
+        store.add("n", amount)
+    assert store.get("n") == b"%d" % (most + 1)
+
+
+@pytest.mark.parametrize("amount", [1.0, 1.5, "1", None])
+def test_only_integers_can_be_added(store, amount):
+    with pytest.raises(TypeError, match=rf"^the amount added to 'n' .* must be an int, not {amount!r} \("):
+        store.add("n", amount)
+    assert not store.check(["n"])
+
+
+def test_all_changes_of_a_number_compose(store):
     store.set("n", "5")
     assert store.add("n", 1) == 6
     assert store.add("n", 3) == 9
@@ -509,7 +551,7 @@ def test_all_that_changes_a_number_composes(store):
     assert store.add("n", 1) == 1
 
 
-def test_add_to_what_is_no_number(store):
+def test_add_to_a_value_that_is_not_a_number(store):
     store.set("key", "x")
     for amount in (1, 2):
         with pytest.raises(ValueError, match=r"'key' in the etcd store is not a number: b'x'"):
@@ -517,7 +559,7 @@ def test_add_to_what_is_no_number(store):
     assert store.get("key") == b"x"
 
 
-def test_to_add_one_is_one_request(store, spy, make_store):
+def test_adding_one_takes_one_request(store, spy, make_store):
     adding = make_store(spy)
     assert [adding.add("n", 1) for _ in range(3)] == [1, 2, 3]
     assert spy.calls == [Call.TXN] * 3
@@ -525,7 +567,7 @@ def test_to_add_one_is_one_request(store, spy, make_store):
 
 def test_many_adds_at_once_lose_none(make_store):
     sums = []
-    shared = make_store()  # by several threads
+    shared = make_store()  # shared by several threads
 
     def work(store):
         sums.extend(store.add("n", 1) for _ in range(10))
@@ -549,7 +591,7 @@ def test_many_swaps_at_once_lose_none(make_store):
     assert store.get("text") == b"x" * 15
 
 
-def test_a_swap_that_others_win_each_time_says_so(store, spy, make_store):
+def test_a_swap_that_fails_each_time_raises_an_error(store, spy, make_store):
     class Busy(Spy):
         async def _attempt(self, call, request, timeout, deadline):
             if call is Call.TXN:
@@ -557,7 +599,9 @@ def test_a_swap_that_others_win_each_time_says_so(store, spy, make_store):
             return await super()._attempt(call, request, timeout, deadline)
 
     spy.__class__ = Busy
-    with pytest.raises(RendezvousTimeoutError, match="could not change 'n' in time: others changed it"):
+    with pytest.raises(
+        RendezvousTimeoutError, match=r"could not change the key 'n' .* in time: other nodes changed it"
+    ):
         make_store(spy, timeout=SOON).add("n", 2)
 
 
@@ -573,7 +617,7 @@ def test_compare_set(store):
     assert store.compare_set("empty", "", "full") == b"full"
 
 
-def test_of_many_who_compare_and_set_one_wins(make_store):
+def test_if_many_compare_and_set_one_succeeds(make_store):
     results = [begin(make_store().compare_set, "leader", "", f"node-{i}") for i in range(8)]
     assert len({result() for result in results}) == 1
 
@@ -584,14 +628,14 @@ def test_append(store):
     assert store.get("key") == b"ab"
 
 
-# When answers are lost.
+# Lost answers.
 
 
 @pytest.mark.parametrize(
     ("before", "amount", "total"), [(None, 1, 1), ("c", 1, 2), ("5", 1, 6), (None, 3, 3), ("c", 3, 4), ("5", -3, 2)]
 )
 @pytest.mark.parametrize("losses", [1, 3])
-def test_an_addition_whose_answer_is_lost_is_made_once(store, spy, make_store, before, amount, total, losses):
+def test_an_addition_whose_answer_is_lost_is_applied_once(store, spy, make_store, before, amount, total, losses):
     if before == "c":
         store.add("n", 1)
     elif before is not None:
@@ -605,7 +649,7 @@ def test_an_addition_whose_answer_is_lost_is_made_once(store, spy, make_store, b
 
 
 @pytest.mark.parametrize("amount", [1, 3])
-def test_the_sum_of_an_addition_whose_answer_is_lost_is_that_of_its_moment(store, spy, make_store, amount):
+def test_an_addition_whose_answer_is_lost_returns_the_sum_at_its_revision(store, spy, make_store, amount):
     store.add("n", 10)
 
     async def others():
@@ -617,12 +661,12 @@ def test_the_sum_of_an_addition_whose_answer_is_lost_is_that_of_its_moment(store
     assert store.get("n") == b"%d" % (111 + amount)
 
 
-def test_an_addition_that_etcd_applies_late_counts_for_nothing(store, spy, make_store):
+def test_an_addition_that_etcd_gets_again_later_is_not_applied(store, spy, make_store):
     adding = make_store(spy)
     spy.lose = 1
     assert adding.add("n", 1) == 1
     assert adding.add("n", 1) == 2
-    (late,) = spy.late
+    (late,) = spy.lost
 
     async def deliver():
         return await spy.request(*late, asyncio.get_running_loop().time() + BOUND)
@@ -631,20 +675,23 @@ def test_an_addition_that_etcd_applies_late_counts_for_nothing(store, spy, make_
     assert store.get("n") == b"2"
 
 
-def test_an_addition_that_etcd_has_forgotten_is_not_made_twice(client, store, spy, make_store):
+def test_an_addition_whose_revision_is_compacted_is_not_applied_again(client, store, spy, make_store):
     async def others():
         await store._store.add("n", 1, BOUND)
         _, now = await client.range(b"nothing", b"", asyncio.get_running_loop().time() + BOUND)
         await send(client._endpoints.current.channel, rpc_pb2.CompactionRequest(revision=now, physical=True))
 
     spy.lose, spy.after_loss = 1, others
-    with pytest.raises(RendezvousConnectionError, match=r"changed 'n' but lost the answer.*not changed twice"):
+    with pytest.raises(
+        RendezvousConnectionError,
+        match=r"^the key 'n' .* was changed, but .* is not applied again",
+    ):
         make_store(spy).add("n", 1)
     assert store.get("n") == b"2"
 
 
 @pytest.mark.parametrize("losses", [1, 2])
-def test_other_changes_whose_answer_is_lost_are_made_once(store, spy, make_store, losses):
+def test_other_changes_whose_answer_is_lost_are_applied_once(store, spy, make_store, losses):
     changing = make_store(spy)
 
     def losing(call, *arguments):
@@ -665,7 +712,7 @@ def test_other_changes_whose_answer_is_lost_are_made_once(store, spy, make_store
     assert store.multi_get(["key", "a", "b"]) == [b"value", b"1", b"2"]
 
 
-def test_additions_of_many_threads_whose_answers_are_lost_are_made_once(store, spy, make_store):
+def test_additions_of_many_threads_whose_answers_are_lost_are_applied_once(store, spy, make_store):
     adding = make_store(spy)
     spy.lose = 25
     results = [begin(adding.add, "n", 1) for _ in range(20)]
@@ -673,7 +720,7 @@ def test_additions_of_many_threads_whose_answers_are_lost_are_made_once(store, s
     assert store.get("n") == b"20"
 
 
-# When etcd is away.
+# Broken connections.
 
 
 @pytest.fixture
@@ -682,7 +729,7 @@ def proxied(etcd3, make_client, make_store):
         yield proxy, make_store(make_client(proxy.port))
 
 
-def test_operations_outlive_a_broken_connection(proxied):
+def test_operations_survive_a_broken_connection(proxied):
     proxy, store = proxied
     store.set("key", "value")
     for call in (
@@ -702,10 +749,10 @@ def test_operations_outlive_a_broken_connection(proxied):
     assert store.get("text") == b"x"
 
 
-def test_a_wait_outlives_a_broken_connection(proxied, store):
+def test_a_wait_survives_a_broken_connection(proxied, store):
     proxy, proxied_store = proxied
     results = [begin(proxied_store.get, "late"), begin(proxied_store.wait, ["late"])]
-    client = proxied_store._store._client
+    client = proxied_store._store._requests.client
     eventually(lambda: len(client._watches._created) == 2, "the watches")
     proxy.cut()
     store.set("late", "value")
@@ -714,7 +761,7 @@ def test_a_wait_outlives_a_broken_connection(proxied, store):
     results[1]()
 
 
-def test_without_etcd_it_gives_up_when_the_time_is_up(proxied):
+def test_without_etcd_operations_fail_after_the_timeout(proxied):
     proxy, store = proxied
     proxy.cut()
     store.set_timeout(SOON)
@@ -731,9 +778,9 @@ def test_without_etcd_it_gives_up_when_the_time_is_up(proxied):
     assert time.monotonic() - start < 15
 
 
-def test_an_etcd_that_went_away_is_told_from_a_key_that_did_not_come(proxied):
+def test_an_etcd_that_does_not_answer_is_not_reported_as_a_missing_key(proxied):
     proxy, store = proxied
-    client = store._store._client
+    client = store._store._requests.client
     result = begin(store.get, "never", timedelta(seconds=2))
     eventually(lambda: client._watches._created, "the watch")
     proxy.cut()

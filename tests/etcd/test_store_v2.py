@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from datetime import timedelta
 
 import etcd as python_etcd
 import pytest
 
-from rendezvous.api import RendezvousConnectionError
+from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.etcd.v2.client import EtcdClient
 from rendezvous.etcd.v2.store import EtcdStore
 from tests.nodes import in_thread
@@ -133,7 +134,9 @@ def test_add_starts_at_0_and_accepts_any_integer(store):
 
 
 @pytest.mark.parametrize(
-    ("value", "quoted"), [(b"x", "b'x'"), (b"\x1b[31m", r"b'\\x1b\[31m'"), (b"x" * 1000, f"b'{'x' * 60}'")], ids=len
+    ("value", "quoted"),
+    [(b"x", "b'x'"), (b"\x1b[31m", r"b'\\x1b\[31m'"), (b"x" * 1000, rf"b'{'x' * 60}'\.\.\. \(1000 bytes\)")],
+    ids=len,
 )
 def test_add_to_a_value_that_is_not_a_number(store, value, quoted):
     store.set("key", value)
@@ -156,6 +159,34 @@ def test_only_integers_can_be_added(store, amount, quoted):
     with pytest.raises(TypeError, match=rf"^the amount added to 'k' in the etcd store must be an int, not {quoted}$"):
         store.add("k", amount)
     assert store.get("k") == b"1"
+
+
+def test_numbers_have_64_bits(store):
+    most, least = 2**63 - 1, -(2**63)
+    assert store.add("n", most) == most
+    with pytest.raises(ValueError, match=rf"^the value of 'n' .* is {most}; if 1 is added to it, the sum does not fit"):
+        store.add("n", 1)
+    assert store.add("n", least) == -1
+    for number in (most + 1, least - 1, 10**5000):
+        with pytest.raises(ValueError, match=r"^the amount added to 'n' in the etcd store must fit into 64 bits"):
+            store.add("n", number)
+    store.set("n", str(most + 1))
+    with pytest.raises(ValueError, match=rf"^the value of 'n' .* does not fit into 64 bits: b'{most + 1}'"):
+        store.add("n", 1)
+
+
+def test_a_key_is_escaped_in_errors(store):
+    with pytest.raises(LookupError, match=r"^the key 'a\\x1b\\n' did not appear"):
+        store.get("a\x1b\n", SOON)
+
+
+def test_a_foreign_value_is_named(etcd, store):
+    etcd.get_client().write(store._path("key"), "x" * 101)
+    for call in (lambda: store.get("key"), lambda: store.add("key", 1)):
+        with pytest.raises(
+            RendezvousStateError, match=r"the key 'key' .* contains 'x{60}'\.\.\. \(101 characters\), which"
+        ):
+            call()
 
 
 def test_many_adds_at_once_lose_none(store):
@@ -191,6 +222,15 @@ def test_delete_and_count(store):
     assert store.delete_key("a")
     assert not store.delete_key("a")
     assert store.num_keys() == 2
+
+
+def test_list_keys(etcd, store):
+    assert store.list_keys() == []
+    keys = sorted(["a", "b", "a/?", "?", "ab?", "a?b", "??>", "ключ", "x" * 300, "a\udcff"], key=os.fsencode)
+    for key in keys:
+        store.set(key, "")
+    etcd.get_client().write(f"{store.prefix}not-a-key", "")
+    assert store.list_keys() == keys
 
 
 def test_multi_set_needs_as_many_values_as_keys(store):

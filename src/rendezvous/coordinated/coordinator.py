@@ -318,7 +318,7 @@ class Coordinator:
         self._last_call_ends = None
         self._table.complete(number, {member.node_id: member.record.name for member in members})
         if number > 1:
-            old = [self._keys.before_round(kind, number - 1) for kind in ("roster", "store", "adders")]
+            old = [self._keys.before_round(kind, number - 1) for kind in ("roster", "store", "once")]
             await self._write([delete_op(*keys) for keys in old])
 
     # Writing.

@@ -7,7 +7,7 @@
     <prefix>/<run id>/nodes/<node id>     one key for each node
     <prefix>/<run id>/roster/<round>/<k>  the shards of the roster, in the format of the core
     <prefix>/<run id>/store/<round>/...   the key-value store of the round
-    <prefix>/<run id>/adders/<round>/...  the store's idempotency keys, by client and slot
+    <prefix>/<run id>/once/<round>/...    the idempotency keys of the store, by client and slot
     <prefix>/<run id>/state               the state blob of the dynamic protocol, if that uses this API
 
 A node id is the number of the node's lease. In keys it is sixteen hexadecimal digits. A round number is ten decimal
@@ -90,7 +90,7 @@ class Keys:
         return int(name, 16)
 
     def of_round(self, kind: str, number: int) -> bytes:
-        """Return the prefix of the keys of one round; ``kind`` is ``roster``, ``store`` or ``adders``."""
+        """Return the prefix of the keys of one round; ``kind`` is ``roster``, ``store`` or ``once``."""
         return self.root + f"{kind}/{number:010d}/".encode()
 
     def shard(self, number: int, shard: int) -> bytes:

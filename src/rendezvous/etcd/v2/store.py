@@ -10,16 +10,24 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from rendezvous._core import Backoff, compare_and_swap
-from rendezvous.api import RendezvousConnectionError
+from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.etcd.v2.client import etcd_module, key_path, retry, translate_errors
-from rendezvous.store import Store
+from rendezvous.store import (
+    Key,
+    Store,
+    add_up,
+    missing_keys_message,
+    quoted_key,
+    to_amount,
+    to_bytes,
+    to_number,
+    to_text,
+)
+from rendezvous.utils import quoted
 
 __all__ = ["EtcdStore", "cas_delay"]
 
 _T = TypeVar("_T")
-
-# How much of a value an error quotes, in bytes.
-_QUOTED = 60
 
 
 def cas_delay() -> None:
@@ -49,9 +57,20 @@ class EtcdStore(Store):
         if timeout is not None:
             self.set_timeout(timeout)
 
-    def _path(self, key: str | bytes) -> str:
+    def _path(self, key: Key) -> str:
         # base64 may contain slashes, and etcd then stores the key in a directory. The path is unique all the same.
         return key_path(self.prefix + _encode(key))
+
+    def _key(self, path: str) -> str | None:
+        """Return the key for an etcd key, the reverse of :meth:`_path`; None if it is not a key of this store."""
+        directory = f"/{self.prefix.strip('/')}/"
+        encoded = path[len(directory) :]
+        if len(encoded) % 4 == 3:
+            encoded += "/"  # etcd removes a slash at the end
+        try:
+            return to_text(b64decode(encoded, validate=True)) if path.startswith(directory) else None
+        except ValueError:
+            return None
 
     # Requests.
 
@@ -66,14 +85,15 @@ class EtcdStore(Store):
         """Return etcd's response for ``key`` (None if it does not exist), and etcd's index at that moment."""
         path = self._path(key)
         try:
-            result = self._retry(f"read '{key}'", lambda: self.client.read(path), deadline)
+            result = self._retry(f"read {quoted_key(key)}", lambda: self.client.read(path), deadline)
         except self._etcd.EtcdKeyNotFound as exc:
             return None, int((exc.payload or {}).get("index", 0))
         return result, result.etcd_index
 
     def _watch(self, path: str, index: int, timeout: float) -> Any:
         return translate_errors(
-            f"the etcd store cannot watch '{path}'", lambda: self.client.watch(path, index=index, timeout=timeout)
+            f"the etcd store cannot watch {quoted_key(path)}",
+            lambda: self.client.watch(path, index=index, timeout=timeout),
         )
 
     def _await(self, key: str, deadline: float) -> bytes | None:
@@ -91,7 +111,7 @@ class EtcdStore(Store):
                     break
                 index = result.modifiedIndex
             else:
-                return b64decode(result.value)
+                return _decode(key, result.value)
 
     def _change(self, key: str, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
         """Replace the value of ``key`` by ``change(value)``, atomically and once; return the value that is then stored.
@@ -107,14 +127,14 @@ class EtcdStore(Store):
             token = None if result is None else result.modifiedIndex
             if lost and lost != [token]:
                 raise unknown()
-            return None if result is None else (b64decode(result.value), token)
+            return None if result is None else (_decode(key, result.value), token)
 
         def write(value: bytes | None, token: int | None) -> tuple[bytes | None, Any, bool] | None:
             encoded = _encode(value or b"")
             condition = {"prevExist": False} if token is None else {"prevIndex": token}
             try:
                 result = translate_errors(
-                    f"the etcd store cannot write '{key}'",
+                    f"the etcd store cannot write {quoted_key(key)}",
                     lambda: self.client.write(path, encoded, **condition),
                 )
                 return value, result.modifiedIndex, True
@@ -130,19 +150,19 @@ class EtcdStore(Store):
 
         def unknown() -> RendezvousConnectionError:
             return RendezvousConnectionError(
-                f"the etcd store lost its connection while it changed '{key}', whose value is a different one now: it "
-                f"is not known whether the change was applied, and it is not repeated"
+                f"the etcd store lost its connection while it changed {quoted_key(key)}, whose value is a different "
+                f"one now: it is not known whether the change was applied, and it is not repeated"
             )
 
         value, _, _, _ = compare_and_swap(read, write, change, Backoff(), deadline)
         return value
 
-    # The operations.
+    # Operations.
 
     def set(self, key: str, value: str | bytes) -> None:
         """See :meth:`Store.set`."""
         path, encoded = self._path(key), _encode(value)
-        self._retry(f"write '{key}'", lambda: self.client.write(path, encoded), self._deadline())
+        self._retry(f"write {quoted_key(key)}", lambda: self.client.write(path, encoded), self._deadline())
 
     def get(self, key: str, timeout: timedelta | None = None) -> bytes:
         """See :meth:`Store.get`."""
@@ -160,7 +180,7 @@ class EtcdStore(Store):
             value = self._await(key, deadline)
             if value is None:
                 seconds = (self.timeout if timeout is None else timeout).total_seconds()
-                raise LookupError(f"the key '{key}' did not appear in the etcd store within {seconds:g} s")
+                raise LookupError(missing_keys_message([key], seconds))
             values.append(value)
         return values
 
@@ -175,27 +195,18 @@ class EtcdStore(Store):
         Raises:
             RendezvousConnectionError: etcd could not be reached, or it is not known whether the amount was added.
             TypeError: ``num`` is not an integer.
-            ValueError: the value under ``key`` is not a decimal number.
+            ValueError: the value under ``key`` is not a number, or ``num`` or the sum does not fit into 64 bits.
         """
-        if not isinstance(num, int):
-            raise TypeError(
-                f"the amount added to '{key}' in the etcd store must be an int, not {repr(num)[:_QUOTED]} "
-                f"({type(num).__name__})"
-            )
+        amount = to_amount(key, num)
 
         def increase(value: bytes | None) -> bytes:
-            try:
-                return str(int(value or b"0") + num).encode()
-            except ValueError:
-                raise ValueError(
-                    f"the value of '{key}' in the etcd store is not a number: {(value or b'')[:_QUOTED]!r}"
-                ) from None
+            return b"%d" % add_up(key, to_number(key, value or b""), amount)
 
         return int(self._change(key, increase) or b"0")
 
     def compare_set(self, key: str, expected_value: str | bytes, desired_value: str | bytes) -> bytes:
         """See :meth:`Store.compare_set`."""
-        expected, desired = _as_bytes(expected_value), _as_bytes(desired_value)
+        expected, desired = to_bytes(expected_value), to_bytes(desired_value)
 
         def replace(value: bytes | None) -> bytes | None:
             return desired if (value or b"") == expected and (value is not None or not expected) else None
@@ -205,7 +216,8 @@ class EtcdStore(Store):
 
     def append(self, key: str, value: str | bytes) -> None:
         """See :meth:`Store.append`."""
-        self._change(key, lambda old: (old or b"") + _as_bytes(value))
+        tail = to_bytes(value)
+        self._change(key, lambda old: (old or b"") + tail)
 
     def delete_key(self, key: str) -> bool:
         """See :meth:`Store.delete_key`.
@@ -226,17 +238,25 @@ class EtcdStore(Store):
                 return attempts > 1
             return True
 
-        return self._retry(f"delete '{key}'", delete, deadline)
+        return self._retry(f"delete {quoted_key(key)}", delete, deadline)
 
     def num_keys(self) -> int:
-        """See :meth:`Store.num_keys`. Lists the whole directory, which runs share: use it rarely."""
+        """See :meth:`Store.num_keys`. Reads the whole directory, which runs share: use it rarely."""
+        return len(self._leaves())
+
+    def list_keys(self) -> list[str]:
+        """See :meth:`Store.list_keys`. Reads the whole directory, which runs share: use it rarely."""
+        keys = (self._key(leaf.key) for leaf in self._leaves())
+        return sorted((key for key in keys if key is not None), key=to_bytes)
+
+    def _leaves(self) -> list[Any]:
         try:
             result = self._retry(
                 "list its keys", lambda: self.client.read(key_path(self.prefix), recursive=True), self._deadline()
             )
         except self._etcd.EtcdKeyNotFound:
-            return 0
-        return sum(1 for leaf in result.leaves if not leaf.dir)
+            return []
+        return [leaf for leaf in result.leaves if not leaf.dir]
 
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
         """See :meth:`Store.multi_set`."""
@@ -246,13 +266,15 @@ class EtcdStore(Store):
             self.set(key, value)
 
 
-def _as_bytes(value: str | bytes) -> bytes:
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, bytes):
-        return value
-    raise ValueError(f"a key or value of the etcd store must be str or bytes, not {type(value).__name__}")
-
-
 def _encode(value: str | bytes) -> str:
-    return b64encode(_as_bytes(value)).decode()
+    return b64encode(to_bytes(value)).decode()
+
+
+def _decode(key: str, stored: str) -> bytes:
+    try:
+        return b64decode(stored)
+    except ValueError:
+        raise RendezvousStateError(
+            f"the key {quoted_key(key)} of the etcd store contains {quoted(stored)}, which is not base64: another "
+            f"program wrote it"
+        ) from None
