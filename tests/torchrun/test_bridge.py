@@ -135,7 +135,7 @@ def test_a_timeout_is_a_dist_store_error_and_a_lookup_error(store, cpp, through)
         with pytest.raises(dist.DistStoreError, match="never") as caught:
             call()
         assert isinstance(caught.value, LookupError)
-        assert len(traceback.format_exception(caught.value)) < 15
+        assert "direct cause" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_if_etcd_does_not_answer_the_error_is_torch_s_network_error(run_id):
@@ -145,7 +145,7 @@ def test_if_etcd_does_not_answer_the_error_is_torch_s_network_error(run_id):
     for call in (lambda: store.set("key", "value"), lambda: store.check(["key"]), lambda: store.delete_key("key")):
         with pytest.raises(dist.DistNetworkError, match=r"cannot (read|write|delete) '.*key'") as caught:
             call()
-        assert "HTTPConnectionPool" not in "".join(traceback.format_exception(caught.value)[:-1])
+        assert "direct cause" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_timeout_is_torch_s(store):
