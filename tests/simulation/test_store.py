@@ -1,4 +1,4 @@
-"""The store in the simulation: whatever is lost on the way, each change takes effect once."""
+"""The store in the simulation: each change is applied once, even if requests and answers are lost or repeated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 10_000.0
 
 
 async def use(number: int, store: AsyncEtcdStore, nodes: int, results: dict[str, list[object]]) -> None:
-    """Do what a node may do with a store."""
+    """Do what the nodes of a round do with the store."""
     for _ in range(3):
         results["sums"].append(await store.add("n", 1, PATIENCE))
     results["sums"] += await asyncio.gather(store.add("n", 1, PATIENCE), store.add("n", 1, PATIENCE))
@@ -65,7 +65,7 @@ async def scenario(seed: int) -> None:
 
 
 @pytest.mark.parametrize("first", range(0, 60, 20))
-def test_each_change_takes_effect_once(first):
+def test_each_change_is_applied_once(first):
     for seed in range(first, first + 20):
         loop = VirtualLoop()
         try:

@@ -174,8 +174,8 @@ class Member:
                 self._check_not_left()
                 if bootstrap is not None:
                     self._lifecycle.become(State.LOST if self.node_id is None else State.IN_ROUND)
-                    # No member returns before the bootstrap is published, so nobody has used the store before. The
-                    # round record cannot tell: it is published again, for example when another node waits.
+                    # No member returns before the bootstrap is published, so nobody has used the store yet. The round
+                    # record cannot tell: it is published again, for example when the number of waiting nodes changes.
                     since = self._view.bootstrap_revision if self._view.bootstrap == bootstrap else 0
                     return assignment._replace(since=since), bootstrap
                 logger.warning(
@@ -327,7 +327,7 @@ class Member:
         self._looked_up = record.round
         if rank is None or not session.alive:
             return None
-        return Assignment(record.round, rank, world_size, self._view.run_lease)
+        return Assignment(record.round, rank, world_size, 0, self._view.run_lease)
 
     # Closing and leaving.
 

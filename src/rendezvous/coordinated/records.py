@@ -7,7 +7,7 @@
     <prefix>/<run id>/nodes/<node id>     one key for each node
     <prefix>/<run id>/roster/<round>/<k>  the shards of the roster, in the format of the core
     <prefix>/<run id>/store/<round>/...   the key-value store of the round
-    <prefix>/<run id>/once/<round>/...    idempotency keys of the store, by client and slot
+    <prefix>/<run id>/once/<round>/...    the idempotency keys of the store, by client and slot
     <prefix>/<run id>/state               the state blob of the dynamic protocol, if that uses this API
 
 A node id is the number of the node's lease. In keys it is sixteen hexadecimal digits. A round number is ten decimal

@@ -250,15 +250,15 @@ class Assignment(NamedTuple):
         round: the number of the round.
         rank: the node's rank.
         world_size: how many members the round has.
+        since: a revision at which the round's store was empty; 0 if it is not known.
         run_lease: the lease to which the records of the run are bound.
-        since: a revision at which the round's store was still empty; 0 if it is not known.
     """
 
     round: int
     rank: int
     world_size: int
+    since: int
     run_lease: int
-    since: int = 0
 
 
 class Step(Enum):

@@ -71,7 +71,7 @@ class View:
             self.wake()
 
     def update(self, found: Iterable[KeyValue]) -> None:
-        """Apply a read of some keys. A key that is not in ``found`` may exist or not."""
+        """Apply a read of some keys of ``ctl/``."""
         changed = False
         for kv in found:
             changed |= self._apply(kv.key, kv, gone=False)
