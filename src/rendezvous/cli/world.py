@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -188,6 +188,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def _run_nodes(plan: Plan, indices: range, pipe: Connection) -> None:
     """Let the nodes ``indices`` join a round for each message that is received; send the outcome of each node."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     handlers = []
     try:
         for index in indices:
@@ -203,13 +204,22 @@ def _run_nodes(plan: Plan, indices: range, pipe: Connection) -> None:
             outcome: object = (time.monotonic(), info.rank, info.world_size, handler.node.addr)
         except Exception as exc:
             outcome = RendezvousError(f"{handler.node.name}: {exc}")
-        with lock:
+        with lock, suppress(BrokenPipeError):  # the parent has ended
             pipe.send(outcome)
 
     pipe.send("ready")
-    while pipe.recv():
-        for handler in handlers:
-            threading.Thread(target=join, args=(handler,), daemon=True).start()
+    with suppress(EOFError):  # the parent has ended
+        while pipe.recv():
+            for handler in handlers:
+                threading.Thread(target=join, args=(handler,), daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent has ended: a parent that is killed cannot end it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _receive(pipe: Connection) -> Any:
