@@ -39,7 +39,7 @@ from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, Phase, R
 from rendezvous.coordinated.rules import Candidate, Limits
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.server import EtcdServer
-from rendezvous.etcd.v3.client import Call, EtcdClient, Watch
+from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.messages import rpc_pb2
@@ -329,7 +329,7 @@ class _Silent(EtcdClient):
     def renew(self, lease: int, answered: Any, failed: Any) -> None:
         pass
 
-    async def watch(self, *arguments: Any, **options: Any) -> Watch:
+    async def _watch(self, spec: WatchSpec, deadline: float) -> Watch:
         return _NoWatch()
 
     async def close(self) -> None:

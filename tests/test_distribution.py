@@ -221,7 +221,8 @@ def test_wheels_hold_the_benchmark_on_a_cluster_and_no_other(dist):
 def test_the_installed_benchmark_needs_no_clone(dist):
     (wheel,) = dist.glob("*-none-any.whl")
     code = (
-        f"import sys; sys.path.insert(0, {str(wheel)!r}); import rendezvous.bench.worlds as worlds, rendezvous.cli.bench;"
+        f"import sys; sys.path.insert(0, {str(wheel)!r});"
+        "from rendezvous import cli; from rendezvous.bench import worlds;"
         "print(worlds.__file__, [name for name in sys.modules if name.startswith(('benchmarks', 'tests'))])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
