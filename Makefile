@@ -29,7 +29,7 @@ help:
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make readme        write the table of configuration keys into README.md'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
-	@echo 'make bench         the benchmarks, a short set; results go to benchmarks/results and into the README'
+	@echo 'make bench         the benchmarks, a short set; results are written to benchmarks/out'
 	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour and a half'
 	@echo 'make clean         remove what the others made'
 
@@ -158,10 +158,10 @@ wheels: $(VENV)/.built-release
 	$(BIN)/python tools/check_dist.py dist
 
 bench: $(VENV)/.built-dev
-	$(BIN)/rendezvous bench
+	$(BIN)/python -m benchmarks
 
 bench-full: $(VENV)/.built-dev
-	$(BIN)/rendezvous bench --full
+	$(BIN)/python -m benchmarks --full
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info src/_core/*.c src/rendezvous/_core/*.so

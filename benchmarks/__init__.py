@@ -1,1 +1,1 @@
-"""What this project measures: ``rendezvous bench``, or ``make bench`` in a clone."""
+"""The benchmarks of one machine: ``python -m benchmarks``, or ``make bench``, in a clone."""

@@ -1,7 +1,7 @@
-"""What an etcd on this machine can do, and what its clients need: the prices of the model, measured.
+"""The prices of the model, measured: the CPU time that an etcd on this machine and its clients need.
 
-Two processes send the same kind of request, as many at once as the protocol's client lets through, while etcd and
-the processes count their CPU. One client alone gives the latency: what remains of its time without the CPU.
+Two processes send requests of one kind, as many at a time as the protocol's client allows, while the CPU time of etcd
+and of the processes is measured. One client alone gives the latency: its time without the CPU time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from benchmarks import metrics
-from benchmarks.crew import PROCESSES, Crew
 from benchmarks.model import (
     DELIVERY,
     GRANT,
@@ -30,8 +28,10 @@ from benchmarks.model import (
     Cost,
     Prices,
 )
-from benchmarks.nodes import hear
+from benchmarks.nodes import receive
+from benchmarks.processes import PROCESSES, Processes
 from rendezvous._core import Roster
+from rendezvous.bench import metrics
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.coordinator import Coordinator
 from rendezvous.coordinated.member import Member, Settings
@@ -40,7 +40,7 @@ from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, Phase, R
 from rendezvous.coordinated.rules import Candidate, Limits
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.server import EtcdServer
-from rendezvous.etcd.v3.client import Call, EtcdClient, Watch
+from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.messages import rpc_pb2
@@ -50,7 +50,7 @@ from rendezvous.utils import parse_rendezvous_endpoint
 __all__ = ["STAGES", "measure", "prices", "share"]
 
 FULL, SHORT = 10_000, 2_000
-"""How many requests of each kind."""
+"""The number of requests of each kind."""
 
 _TTL = 600
 _ALONE = 200
@@ -70,19 +70,19 @@ _LARGE = RoundRecord(
 _SMALL_CHANGE, _LARGE_CHANGE = "delivery, small", "delivery, large"
 _PAGE_READ = "page"
 STAGES = (GRANT, WRITE, READ, SERIALIZABLE, WATCH, _SMALL_CHANGE, _LARGE_CHANGE, KEEP_ALIVE, _PAGE_READ)
-"""What the processes do, in this order: leases are what keys hang on, and watches what changes are delivered to."""
+"""What the processes do, in this order: the writes need the leases, and the deliveries need the watches."""
 
 
 class _Load:
-    """What one process does, kind by kind, when it is told to."""
+    """The work of one process: one stage after another, each when its name is received."""
 
     def __init__(self, endpoint: str, number: int, count: int) -> None:
         self._client = GrpcEtcdClient([parse_rendezvous_endpoint(endpoint, 2379)])
         self._number = number
         self._count = count
         self._leases: list[int] = []
-        self._heard = 0
-        self._all_heard = asyncio.Event()
+        self._received = 0
+        self._all_received = asyncio.Event()
         self._stages: dict[str, Callable[[], Awaitable[int]]] = {
             GRANT: lambda: self._many(self._grant),
             WRITE: lambda: self._many(self._write),
@@ -97,7 +97,7 @@ class _Load:
 
     async def run(self, pipe: Connection) -> None:
         pipe.send("ready")
-        while (stage := await hear(pipe)) is not None:
+        while (stage := await receive(pipe)) is not None:
             start = time.process_time()
             if stage == "alone":
                 pipe.send(await self._latencies() if self._number == 0 else {})
@@ -130,12 +130,12 @@ class _Load:
         self._leases.append(await self._client.grant(_TTL, self._deadline()))
 
     async def _write(self, index: int) -> None:
-        """Send the transaction by which a node joins."""
+        """Send the transaction with which a node joins."""
         lease = self._leases[index]
         node = put_op(_KEYS.node(lease), NodeRecord(f"node-{index:05d}", 12345, index).encode(), lease)
-        stand = txn_op([absent(_KEYS.coordinator)], [put_op(_KEYS.coordinator, b"%016x" % lease, lease)])
-        look = get_op(_KEYS.ctl, prefix_end(_KEYS.ctl))
-        await self._client.txn([], [stand, node, look], deadline=self._deadline())
+        elect = txn_op([absent(_KEYS.coordinator)], [put_op(_KEYS.coordinator, b"%016x" % lease, lease)])
+        read = get_op(_KEYS.ctl, prefix_end(_KEYS.ctl))
+        await self._client.txn([], [elect, node, read], deadline=self._deadline())
 
     async def _read(self, index: int) -> None:
         await self._client.range(_KEYS.coordinator, b"", self._deadline())
@@ -148,24 +148,24 @@ class _Load:
 
         def receive(events: Sequence[Event]) -> None:
             view.receive(events)
-            self._heard += len(events)
-            if self._heard == self._count * _CHANGES:
-                self._all_heard.set()
+            self._received += len(events)
+            if self._received == self._count * _CHANGES:
+                self._all_received.set()
 
         await self._client.watch(_KEYS.ctl, prefix_end(_KEYS.ctl), receive, lambda: None, self._deadline())
 
     async def _change(self, record: RoundRecord) -> int:
-        """Have all watches hear of a record some times."""
+        """Change the round record several times, and wait until all watches have received that."""
         if self._number == 0:
             for _ in range(_CHANGES):
                 await self._client.txn([], [put_op(_KEYS.round, record.encode())], deadline=self._deadline())
-        await asyncio.wait_for(self._all_heard.wait(), 120)
-        self._heard = 0
-        self._all_heard.clear()
+        await asyncio.wait_for(self._all_received.wait(), 120)
+        self._received = 0
+        self._all_received.clear()
         return self._count * _CHANGES
 
     async def _renew_all(self) -> int:
-        """Renew all leases, as sessions do."""
+        """Renew all leases, with the calls that sessions use."""
         done = asyncio.get_running_loop().create_future()
         left = set(self._leases)
 
@@ -191,7 +191,7 @@ class _Load:
 
 
 def _work(endpoint: str, count: int, number: int, pipe: Connection) -> None:
-    gc.disable()  # as the nodes have it
+    gc.disable()  # as in benchmarks/nodes.py
 
     async def run() -> None:
         await _Load(endpoint, number, count).run(pipe)
@@ -200,46 +200,46 @@ def _work(endpoint: str, count: int, number: int, pipe: Connection) -> None:
 
 
 def measure(full: bool = False) -> dict[str, Any]:
-    """Return what etcd and its clients need for each kind of work, and how much of it they did in a second."""
+    """Return the CPU time of etcd and of its clients for each kind of work, and how much was done per second."""
     count = FULL if full else SHORT
-    with EtcdServer(enable_v2=False) as server, Crew(_work, server.get_endpoint(), count) as crew:
+    with EtcdServer(enable_v2=False) as server, Processes(_work, server.get_endpoint(), count) as processes:
         etcd = server.get_endpoint()
-        crew.gather(time.monotonic() + 60)
-        crew.tell("alone")
-        latency = crew.gather(time.monotonic() + 120)[0]
-        stages = {stage: _stage(crew, etcd, stage) for stage in STAGES}
+        processes.gather(time.monotonic() + 60)
+        processes.send("alone")
+        latency = processes.gather(time.monotonic() + 120)[0]
+        stages = {stage: _stage(processes, etcd, stage) for stage in STAGES}
     return {"latency": latency, "stages": stages, "share": share(stages, PROCESSES), "own": _own(count)}
 
 
 def share(stages: dict[str, dict[str, float]], cores: int) -> float:
-    """Return which part of the cores the load kept busy: the rest went to others, or was lost to waiting."""
-    kinds = [stage for name, stage in stages.items() if name != _PAGE_READ]  # in which one request waits for another
+    """Return the share of the cores that the load kept busy; in the rest of the time other processes ran, or none."""
+    kinds = [stage for name, stage in stages.items() if name != _PAGE_READ]  # its requests are sent one after another
     work = sum((stage["etcd"] + stage["client"]) * stage["count"] for stage in kinds)
     return min(1.0, work / sum(stage["count"] / stage["per_second"] for stage in kinds) / cores)
 
 
-def _stage(crew: Crew, etcd: str, stage: str) -> dict[str, float]:
-    """Have all processes do one kind of work; return the seconds of CPU for each piece, and the pieces a second."""
-    look = metrics.load(etcd)["cpu"]
+def _stage(processes: Processes, etcd: str, stage: str) -> dict[str, float]:
+    """Let all processes do one kind of work; return the CPU seconds of each request, and the requests per second."""
+    reading = metrics.load(etcd)["cpu"]
     before, start = metrics.load(etcd)["cpu"], time.monotonic()
-    look = before - look  # what a look at the counters costs etcd
-    crew.tell(stage)
-    said = crew.gather(time.monotonic() + 300)
-    etcd_cpu = metrics.load(etcd)["cpu"] - before - look
-    count = sum(each for each, _, _ in said)
+    reading = before - reading  # the cost of reading the counters
+    processes.send(stage)
+    results = processes.gather(time.monotonic() + 300)
+    etcd_cpu = metrics.load(etcd)["cpu"] - before - reading
+    count = sum(each for each, _, _ in results)
     return {
         "count": count,
         "etcd": max(0.0, etcd_cpu) / count,
-        "client": sum(cpu for _, cpu, _ in said) / count,
-        "per_second": count / (max(end for _, _, end in said) - start),
+        "client": sum(cpu for _, cpu, _ in results) / count,
+        "per_second": count / (max(end for _, _, end in results) - start),
     }
 
 
-# What the protocol's own code needs, between its requests.
+# The CPU time of the protocol's own code.
 
 
 def _own(count: int) -> dict[str, float]:
-    """Return the CPU seconds of a join, of a node that the coordinator takes in, and of its completion of a round."""
+    """Return the CPU seconds of a join, of one change for the coordinator, and of completing a round, per node."""
     return {"join": _join(count), "node": _node(count), "completion": _completion(count)}
 
 
@@ -254,7 +254,7 @@ def _records(count: int) -> list[NodeRecord]:
 
 
 def _node(count: int) -> float:
-    """Let a coordinator hear of nodes, and decide each time."""
+    """Let a coordinator receive the keys of nodes one by one, and decide after each."""
     events = [
         rpc_pb2.Event(kv=rpc_pb2.KeyValue(key=_KEYS.node(index), value=record.encode(), mod_revision=index))
         for index, record in enumerate(_records(count), 1)
@@ -277,7 +277,7 @@ def _completion(count: int) -> float:
 
 
 def _join(count: int) -> float:
-    """Let nodes join with an etcd that answers at once, and take off what the bare requests need."""
+    """Let nodes join on an etcd that answers at once; subtract the time of the bare requests."""
 
     async def join() -> None:
         client, limits = _Silent(), Limits(2, 2)
@@ -297,8 +297,8 @@ def _join(count: int) -> float:
 
 class _Idle(Coordinator):
     async def take_in(self, events: Sequence[Event]) -> None:
-        """Take in changes one by one, and decide after each."""
-        self._published_at = asyncio.get_running_loop().time() + 3600  # there is nothing to tell
+        """Process changes one by one, and decide after each."""
+        self._published_at = asyncio.get_running_loop().time() + 3600  # there is nothing to publish
         self._closed = False
         for event in events:
             self._receive([event])
@@ -308,7 +308,7 @@ class _Idle(Coordinator):
 
 
 class _Silent(EtcdClient):
-    """An etcd that has a complete round for everybody, and says so at once."""
+    """An etcd that answers each node at once with a complete round."""
 
     def __init__(self) -> None:
         self.random = random.Random(0)
@@ -335,7 +335,7 @@ class _Silent(EtcdClient):
     def renew(self, lease: int, answered: Any, failed: Any) -> None:
         pass
 
-    async def watch(self, *arguments: Any, **options: Any) -> Watch:
+    async def _watch(self, spec: WatchSpec, deadline: float) -> Watch:
         return _NoWatch()
 
     async def close(self) -> None:
@@ -351,7 +351,7 @@ class _NoWatch(Watch):
 
 
 class _Line(NamedTuple):
-    """Seconds that grow with size."""
+    """A time in seconds that is a linear function of a size."""
 
     base: float
     per_unit: float
@@ -373,12 +373,14 @@ def prices(measured: dict[str, Any]) -> Prices:
         return _Line.through((sizes[0], seconds[0]), (sizes[1], seconds[1]))
 
     def key(where: str) -> float:
-        return max(0.0, stages[_PAGE_READ][where] - stages[READ][where]) / (_PAGE - 1)
+        more: float = stages[_PAGE_READ][where] - stages[READ][where]
+        return max(0.0, more) / (_PAGE - 1)
 
     def wait(kind: str) -> float:
-        """Return what of the time of one client alone is nobody's work."""
+        """Return the part of the time of one client alone in which neither etcd nor the client works."""
         like = {GRANT: WRITE, WATCH: SERIALIZABLE, DELIVERY: SERIALIZABLE, KEEP_ALIVE: SERIALIZABLE}.get(kind, kind)
-        return max(0.0, alone[like] - stages[like]["etcd"] - stages[like]["client"])
+        waiting: float = alone[like] - stages[like]["etcd"] - stages[like]["client"]
+        return max(0.0, waiting)
 
     costs = {kind: Cost(stages[kind]["etcd"], stages[kind]["client"], wait(kind)) for kind in KINDS if kind != DELIVERY}
     costs[DELIVERY] = Cost(line("etcd").base, line("client").base, wait(DELIVERY))

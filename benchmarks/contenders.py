@@ -1,14 +1,15 @@
-"""Who is measured: our rendezvous and torch's, and the floor."""
+"""What the benchmarks of one machine compare: the contenders of the cluster's benchmark, and some more."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
+from rendezvous.bench import contenders
 from rendezvous.utils import get_free_port
+
+__all__ = ["CONTENDERS", "Contender", "Kind", "endpoint_for"]
 
 
 class Kind(Enum):
@@ -20,42 +21,34 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One implementation.
+class Contender(contenders.Contender):
+    """One implementation, or the floor.
 
     Attributes:
-        name: what the tables call it.
-        backend: the name in its registry.
-        kind: how its nodes run.
-        torchs: whether it is torch's.
-        pure: whether our core is the pure twin.
+        pure: whether it uses the pure twin of our core.
+        floor: whether its nodes only send the requests of ``etcd-v3``, without any logic.
     """
 
-    name: str
-    backend: str
-    kind: Kind = Kind.HANDLERS
-    torchs: bool = False
     pure: bool = False
+    floor: bool = False
 
     @property
-    def v2(self) -> bool:
-        """Whether it needs etcd's v2 API."""
-        return self.backend in ("etcd-v2", "etcd")
+    def kind(self) -> Kind:
+        """How its nodes run."""
+        return Kind.FLOOR if self.floor else Kind.COROUTINES if self.coroutines else Kind.HANDLERS
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its processes must find in their environment."""
+        """The environment variables that its processes need."""
         return {"RENDEZVOUS_NO_EXTENSIONS": "1" if self.pure else ""}
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot run here, if it cannot."""
-        if self.torchs and importlib.util.find_spec("torch") is None:
-            return "torch is not installed"
-        compiled = self.kind is not Kind.FLOOR and not self.torchs and not self.pure
+        """Why it cannot run in this environment; None if it can."""
+        compiled = not (self.floor or self.torchs or self.pure)
         if compiled and importlib.util.find_spec("rendezvous._core._state_c") is None:
             return "the compiled core is not built"
-        return None
+        return super().obstacle
 
 
 CONTENDERS = {
@@ -70,50 +63,13 @@ CONTENDERS = {
         Contender("torch etcd-v2", "etcd-v2", torchs=True),
         Contender("torch etcd", "etcd", torchs=True),
         Contender("torch c10d", "c10d", torchs=True),
-        Contender("etcd-v3, coroutines", "etcd-v3", Kind.COROUTINES),
-        Contender("floor", "", Kind.FLOOR),
+        Contender("etcd-v3, coroutines", "etcd-v3", coroutines=True),
+        Contender("floor", "", floor=True),
     )
 }
+"""All contenders by name, in the order of the tables."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One world to form, and to let run.
-
-    Attributes:
-        contender: a name of :data:`CONTENDERS`.
-        nodes: how many nodes there are, all of which must join.
-        endpoint: where they meet: the etcd's, or for c10d the store's.
-        timeout: seconds after which the world counts as not formed.
-        run_id: the name of the job.
-    """
-
-    contender: str
-    nodes: int
-    endpoint: str
-    timeout: float = 120.0
-    run_id: str = "benchmark"
-
-
-def meeting_point(contender: Contender, etcd: str) -> str:
-    """Return the endpoint for a contender: c10d needs no etcd, but a port for its store."""
+def endpoint_for(contender: Contender, etcd: str) -> str:
+    """Return the endpoint of a contender: the etcd, or for c10d a free port, since its store is not etcd."""
     return f"localhost:{get_free_port('localhost')}" if contender.backend == "c10d" else etcd
-
-
-def make_handler(job: Job, index: int, least: int | None = None, name: str | None = None, **options: Any) -> Any:
-    """Make the handler of node ``index``; worlds of from ``least`` nodes count, of all unless given.
-
-    Its address is ``name``, or one that no host has. ``options`` are its configuration.
-    """
-    contender = CONTENDERS[job.contender]
-    # torch would start a TCPStore on each rank 0; 'node-00000' is no host of this machine, and it is not the subject.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    timeout = {"timeout" if contender.backend == "etcd" else "join_timeout": int(job.timeout)}
-    name = name or f"node-{index:05d}"
-    arguments = (contender.backend, job.endpoint, job.run_id, least or job.nodes, job.nodes, name)
-    if contender.torchs:
-        from torch.distributed.elastic.rendezvous import RendezvousParameters
-        from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-    else:
-        from rendezvous import RendezvousParameters, get_rendezvous_handler
-    return get_rendezvous_handler(RendezvousParameters(*arguments, **{**timeout, **options}))

@@ -1,4 +1,4 @@
-"""An etcd cluster of one's own, on loopback, whose members can be killed: for tests, benchmarks and drills."""
+"""A local etcd cluster whose members can be killed and paused, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ from rendezvous.utils import get_free_port
 
 __all__ = ["EtcdCluster", "send", "unary"]
 
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 _HOST = "127.0.0.1"
 
 
 def unary(channel: Any, request: Any) -> Any:
-    """Return the method of etcd that takes messages of the class ``request``, on a channel of gRPC."""
+    """Return etcd's method for messages of the class ``request``, as a callable on a gRPC channel."""
     for service in rpc_pb2.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
             if method.input_type is request.DESCRIPTOR:
                 answer = getattr(rpc_pb2, method.output_type.name)
                 path = f"/etcdserverpb.{service.name}/{method.name}"
                 return channel.unary_unary(path, request.SerializeToString, answer.FromString)
-    raise ValueError(f"{request.__name__} is not what a method of etcd takes")
+    raise ValueError(f"{request.__name__} is not the request of a method of etcd")
 
 
-def send(channel: Any, message: Any, timeout: float = _PATIENCE) -> Any:
-    """Send a message to the method that takes it; return the answer, or an awaitable if the channel is grpc.aio's."""
+def send(channel: Any, message: Any, timeout: float = _TIMEOUT) -> Any:
+    """Send a request to etcd's method for it; return the answer, or an awaitable if the channel is of grpc.aio."""
     return unary(channel, type(message))(message, timeout=timeout)
 
 
 class EtcdCluster:
-    """A real etcd of several members. As a context manager it starts on entry, and on exit leaves nothing.
+    """A real etcd of several members on loopback.
+
+    As a context manager, it starts on entry; on exit it stops and deletes its data.
 
     Args:
-        members: how many there are; they go by their numbers, from 0.
-        credentials: what clients need to come in; plain text unless given. Peers talk in plain text.
-        flags: more flags of etcd, such as those that go with ``credentials``.
+        members: the number of members; they are numbered from 0.
+        credentials: how clients connect; without TLS and users by default. Peers connect without TLS.
+        flags: further flags of etcd, such as those that ``credentials`` require.
 
     Raises:
         FileNotFoundError: there is no etcd binary.
@@ -88,22 +90,22 @@ class EtcdCluster:
 
     @property
     def endpoints(self) -> list[tuple[str, int]]:
-        """Hosts and ports for clients."""
+        """Hosts and ports of the members, for clients."""
         return [(_HOST, port) for port in self.ports]
 
     @property
     def endpoint(self) -> str:
-        """The same, in the words of a configuration."""
+        """The endpoints as one string, as in a configuration."""
         return ",".join(f"{_HOST}:{port}" for port in self.ports)
 
     def pid(self, member: int) -> int:
-        """Return the process id of a member that runs."""
+        """Return the process id of a running member."""
         return self._processes[member].pid
 
-    # What befalls members.
+    # Faults.
 
     def start(self, member: int) -> None:
-        """Start a member, on the data that it had if it ran before."""
+        """Start a member, with its old data if it ran before."""
         scheme = "https" if self._credentials.tls else "http"
         client, peer = f"{scheme}://{_HOST}:{self.ports[member]}", f"http://{_HOST}:{self._peer_ports[member]}"
         cluster = ",".join(f"m{each}=http://{_HOST}:{self._peer_ports[each]}" for each in self.members)
@@ -120,7 +122,7 @@ class EtcdCluster:
         self._processes[member] = process
 
     def kill(self, member: int) -> None:
-        """End a member without notice."""
+        """End a member with SIGKILL."""
         process = self._processes.pop(member, None)
         self._paused.discard(member)
         if process is not None:
@@ -128,18 +130,18 @@ class EtcdCluster:
             process.wait()
 
     def pause(self, member: int) -> None:
-        """Stop a member in its tracks: its connections stay, and nothing answers."""
+        """Suspend a member with SIGSTOP: its connections stay open, and it answers nothing."""
         os.kill(self.pid(member), signal.SIGSTOP)
         os.waitpid(self.pid(member), os.WUNTRACED)  # until it has stopped
         self._paused.add(member)
 
     def resume(self, member: int) -> None:
-        """Let a paused member go on."""
+        """Continue a paused member."""
         os.kill(self.pid(member), signal.SIGCONT)
         self._paused.discard(member)
 
     def mend(self) -> None:
-        """Have all members up again."""
+        """Continue or start all members that are paused or were killed, and wait until they work together."""
         for member in self.members:
             if member in self._paused:
                 self.resume(member)
@@ -147,10 +149,10 @@ class EtcdCluster:
                 self.start(member)
         self.wait()
 
-    # What they say.
+    # Status.
 
     def channel(self, member: int = 0) -> grpc.Channel:
-        """Return a bare connection to a member."""
+        """Return a gRPC channel to a member."""
         if member not in self._channels:
             target, known = f"{_HOST}:{self.ports[member]}", self._credentials
             backoff = ((f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max"))
@@ -163,7 +165,7 @@ class EtcdCluster:
         return self._channels[member]
 
     def leader_of(self, member: int) -> int:
-        """Return the member id of whom ``member`` takes for the leader; 0 if of none, or if it does not answer."""
+        """Return the member id of the leader that ``member`` follows; 0 if none, or if it does not answer."""
         return self._status(member)[0]
 
     def _status(self, member: int) -> tuple[int, int]:
@@ -175,27 +177,27 @@ class EtcdCluster:
 
     @property
     def leader(self) -> int:
-        """The member that leads.
+        """The number of the leader.
 
         Raises:
-            TimeoutError: there is none for half a minute.
+            TimeoutError: there was none for 30 s.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while True:
             for member in self.members:
                 leads, itself = self._status(member) if member in self._processes else (0, 0)
                 if leads and leads == itself:
                     return member
-            self._pause_before(deadline, "no member leads")
+            self._pause_before(deadline, "there is no leader")
 
     def wait(self) -> None:
         """Wait until all members follow one leader.
 
         Raises:
             RuntimeError: a member has ended.
-            TimeoutError: they do not within half a minute.
+            TimeoutError: they do not within 30 s.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while len(leaders := {self._status(member)[0] for member in self.members}) > 1 or 0 in leaders:
             for member, process in self._processes.items():
                 if process.poll() is not None:
@@ -204,7 +206,7 @@ class EtcdCluster:
 
     def _pause_before(self, deadline: float, complaint: str) -> None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{complaint} after {_PATIENCE:g} s: {self._log_ends()}")
+            raise TimeoutError(f"{complaint} after {_TIMEOUT:g} s: {self._log_ends()}")
         time.sleep(0.05)
 
     def _log_ends(self) -> str:

@@ -1,13 +1,12 @@
-"""Seconds until a world has formed, and what it costs etcd.
+"""Seconds until a world has formed, and the load of etcd.
 
-Each contender runs on a fresh etcd of its own. Its nodes share two processes; the clock starts when all of them are
-ready to join, and stops when the last one has its rank, the world size and the address where the workers meet. The
-ranks must be 0..n-1 and all must name the same world size, or the run counts as failed. Requests, bytes and raft writes
-come from etcd's own metrics. The nodes of a process share one client of the v3 API, and so a connection, as all nodes
-of a process do; of the v2 API each has its own.
+Each contender runs on a new etcd. Its nodes share two processes. The time starts when all nodes are ready to join, and
+ends when the last one has its rank, the world size and the address of rank 0. A run fails if the ranks are not 0..n-1
+or the nodes got different world sizes. Requests, bytes and raft writes are read from etcd's metrics. On the v3 API the
+nodes of a process share one client, and so one connection; on the v2 API each node has its own.
 
-What this does not show: a network between nodes and etcd, and nodes that do not share two cores with etcd and with
-one another. The ratios are worth more than the seconds.
+Not measured: a network between the nodes and etcd, and nodes that do not share two cores with etcd and with other
+nodes. The ratios say more than the seconds.
 """
 
 from __future__ import annotations
@@ -15,34 +14,38 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks import metrics
-from benchmarks.contenders import CONTENDERS, Job, Kind, meeting_point
-from benchmarks.crew import LATE, Crew, Failed, environment
+from benchmarks.contenders import CONTENDERS, Kind, endpoint_for
 from benchmarks.floor import run_floor
 from benchmarks.nodes import run_coroutines, run_handlers
-from benchmarks.tables import MISSING, Table, by, remarks, seconds
+from benchmarks.processes import LATE, Processes, environment
+from benchmarks.tables import by, remarks, seconds
+from rendezvous.bench import metrics
+from rendezvous.bench.checks import Failed, check_places
+from rendezvous.bench.contenders import Job
+from rendezvous.bench.tables import MISSING, Table
 from rendezvous.etcd.server import EtcdServer
 
 WORK = {Kind.HANDLERS: run_handlers, Kind.COROUTINES: run_coroutines, Kind.FLOOR: run_floor}
 
-# How many nodes each contender is asked for at most. One that fails, twice in the full set, is not asked for more.
+# The largest and the smallest number of nodes for each kind of contender. A contender that has failed (in the full set:
+# twice) is not tried with more nodes.
 MOST = {Kind.HANDLERS: 1000, Kind.COROUTINES: 10_000, Kind.FLOOR: 10_000}
 LEAST = {Kind.HANDLERS: 0, Kind.COROUTINES: 128, Kind.FLOOR: 128}
 
-# Seconds: a world that takes as long is not formed again.
+# Seconds: a world that takes longer is formed only once.
 _LONG = 30.0
 
-# How often a contender may fail.
+# The number of runs of a contender that may fail.
 _TRIES = 2
 
 SHORT = (16, 64, 128, 1000)
 FULL = (16, 64, 128, 256, 1000, 10_000)
 LOAD_AT = (64, 10_000)
-"""The sizes at which the load stands in the table."""
+"""The numbers of nodes at which the table shows the load."""
 
 
 def measure(full: bool = False) -> list[dict[str, Any]]:
-    """Form worlds of each size with each contender in turn."""
+    """Form worlds of each size, with one contender after another."""
     failed: dict[str, int] = {}
     rows = []
     for nodes in FULL if full else SHORT:
@@ -64,33 +67,43 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
 
 
 def best(name: str, nodes: int, runs: int) -> dict[str, Any]:
-    """Form ``runs`` worlds, fewer where one takes long or two fail; return the fastest, and how each went.
+    """Form several worlds and return the fastest.
 
-    Worlds that come late do not count. Where one is not what it should be, none counts.
+    A world that is not done in time does not count. If one is wrong, none of them counts.
+
+    Args:
+        name: the contender.
+        nodes: the number of nodes.
+        runs: the number of worlds; fewer are formed if one takes long or two fail.
+
+    Returns:
+        The result of the fastest, with the outcome of each run under ``runs``.
     """
     done: list[dict[str, Any]] = []
-    went: list[float | str] = []
+    outcomes: list[float | str] = []
     for _ in range(runs):
         result = form(name, nodes)
-        went.append(result.get("seconds", result.get("failed")))
         if "seconds" in result:
+            outcomes.append(result["seconds"])
             done.append(result)
-        elif result["failed"] != LATE:
-            return {**result, "runs": went}
-        if result.get("seconds", 0.0) >= _LONG or len(went) - len(done) == _TRIES:
+        else:
+            outcomes.append(result["failed"])
+            if result["failed"] != LATE:
+                return {**result, "runs": outcomes}
+        if result.get("seconds", 0.0) >= _LONG or len(outcomes) - len(done) == _TRIES:
             break
     fastest = min(done, key=lambda result: float(result["seconds"]), default={"failed": LATE})
-    return {**fastest, "runs": went}
+    return {**fastest, "runs": outcomes}
 
 
 def form(name: str, nodes: int) -> dict[str, Any]:
-    """Form one world on an etcd of its own; return what it took, or why there is none."""
+    """Form one world on an etcd of its own; return its time and load, or why it failed."""
     contender = CONTENDERS[name]
     with EtcdServer(enable_v2=contender.v2) as server, environment(**contender.environment):
-        job = Job(name, nodes, meeting_point(contender, server.get_endpoint()))
+        job = Job(contender, nodes, endpoint_for(contender, server.get_endpoint()))
         try:
-            with Crew(WORK[contender.kind], job) as crew:
-                seconds, load = join(crew, job, server.get_endpoint())
+            with Processes(WORK[contender.kind], job) as processes:
+                seconds, load = join(processes, job, server.get_endpoint())
         except Failed as exc:
             return {"failed": str(exc)}
     row: dict[str, Any] = {"seconds": seconds}
@@ -99,31 +112,31 @@ def form(name: str, nodes: int) -> dict[str, Any]:
     return row
 
 
-def join(crew: Crew, job: Job, etcd: str) -> tuple[float, dict[str, float]]:
-    """Have the nodes of ``crew`` form their world; return the seconds and etcd's load per node. Raises Failed."""
-    crew.gather(time.monotonic() + job.timeout)
+def join(processes: Processes, job: Job, etcd: str) -> tuple[float, dict[str, float]]:
+    """Let the nodes form their world.
+
+    Returns:
+        The seconds, and the load of etcd per node.
+
+    Raises:
+        Failed: the world did not form in time, or is wrong.
+    """
+    processes.gather(time.monotonic() + job.timeout)
     before, start = metrics.load(etcd), time.monotonic()
     deadline = start + job.timeout
-    crew.tell()
-    if CONTENDERS[job.contender].kind is Kind.FLOOR:
-        crew.gather(deadline)  # nobody coordinates: all have joined before the round is complete
-        crew.tell()
-    outcomes = crew.gather(deadline)
+    processes.send()
+    if CONTENDERS[job.contender.name].floor:
+        # The floor has no coordinator: all nodes must have joined before the round is completed.
+        processes.gather(deadline)
+        processes.send()
+    outcomes = processes.gather(deadline)
     load = metrics.difference(metrics.load(etcd), before, job.nodes)
-    check([place for _, places in outcomes for place in places], job.nodes)
+    check_places([place for _, places in outcomes for place in places], job.nodes)
     return max(end for end, _ in outcomes) - start, load
 
 
-def check(places: list[tuple[int, int]], nodes: int) -> None:
-    """Raise Failed unless ``places``, ranks and world sizes, are those of one world of all nodes."""
-    if sorted(rank for rank, _ in places) != list(range(nodes)):
-        raise Failed("the ranks are not 0..n-1")
-    if {size for _, size in places} != {nodes}:
-        raise Failed("the nodes do not agree on the size of the world")
-
-
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """Return the seconds, and the load."""
+    """Return the tables of the seconds and of the load."""
     found = by(rows, "nodes", "contender")
     sizes = sorted({row["nodes"] for row in rows})
     names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
@@ -139,14 +152,14 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
         loads.append([row["contender"], f"{row['nodes']:,}", *cost])
     return [
         Table(
-            "Seconds to form a world, nodes and etcd together on one machine; of the floor, to send and hear what such "
-            "a world must, with no logic.",
+            "Seconds to form a world; the nodes and etcd run on one machine. The floor only sends and receives the "
+            "messages that such a world needs, without any logic.",
             ["nodes", *names],
             times,
             remarks(rows),
         ),
         Table(
-            "What each node of it costs etcd, by etcd's own counters (bytes: of the v3 API only).",
+            "The load of etcd per node, from etcd's own counters (bytes: of the v3 API only).",
             ["", "nodes", "requests and watches", "received", "raft writes", "etcd's CPU"],
             loads,
         ),

@@ -1,8 +1,8 @@
-"""The protocol on a modelled etcd: what it does comes from the simulation, how long that takes from queues.
+"""A modelled etcd: the simulation decides what happens, and queues decide how long it takes.
 
-Every request, keep-alive and delivery of a watch takes its time on two stations: that of the process that sends or
-hears it, half before etcd and half after, and etcd's. To that comes a latency, in which nothing is busy: the network,
-the disk, and what waits for them. The simulated etcd and the virtual clock are given: they are part of the tests.
+Every request, keep-alive and delivery of a watch takes time on two stations: the station of the process that sends or
+receives it, half before etcd and half after, and etcd's station. A latency is added in which no station is busy: the
+network, the disk, and waiting for them.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _OF_CALL = {Call.TXN: WRITE, Call.PUT: WRITE, Call.DELETE: WRITE, Call.REVOKE: W
 
 @dataclass(frozen=True)
 class Cost:
-    """What one request, keep-alive or delivery costs.
+    """The cost of one request, keep-alive or delivery.
 
     Attributes:
-        etcd: seconds of etcd's station.
-        client: seconds of the client's process.
-        latency: seconds of waiting, there and back, besides.
+        etcd: seconds on etcd's station.
+        client: seconds in the client's process.
+        latency: seconds of waiting, there and back.
     """
 
     etcd: float
@@ -61,17 +61,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Prices:
-    """What everything costs, in seconds.
+    """The costs of all work, in seconds.
 
     Attributes:
         kinds: a :class:`Cost` for each of ``KINDS``.
-        etcd_byte: of etcd, for each byte of a delivery.
-        client_byte: of the client, for each byte of a delivery.
-        etcd_key: of etcd, for each further key of a range.
-        client_key: of the client, for each further key of a range.
-        node: of the coordinator, to take in one change of a node.
-        completion: of the coordinator, to choose and order the members and to write the roster, for each node.
-        join: of a node, for its own part in joining besides the requests.
+        etcd_byte: etcd, for each byte of a delivery.
+        client_byte: the client, for each byte of a delivery.
+        etcd_key: etcd, for each key of a range after the first.
+        client_key: the client, for each key of a range after the first.
+        node: the coordinator, to process one change of a node's key.
+        completion: the coordinator, to choose and order the members and to encode the roster, for each node.
+        join: a node, for the work of joining apart from the requests.
     """
 
     kinds: dict[str, Cost]
@@ -84,14 +84,14 @@ class Prices:
     join: float
 
     def slowed(self, share: float) -> Prices:
-        """Return the prices where work gets only a ``share`` of the cores: all but the latencies grow."""
+        """Return the prices if the work gets only a ``share`` of the cores: all but the latencies grow."""
         work = {f.name: getattr(self, f.name) / share for f in fields(self) if f.name != "kinds"}
         kinds = {kind: Cost(cost.etcd / share, cost.client / share, cost.latency) for kind, cost in self.kinds.items()}
         return Prices(kinds, **work)
 
 
 class _Answer(NamedTuple):
-    """What comes back: what the client does with it, and what it costs besides: seconds of etcd and of the client."""
+    """An answer of etcd: what the client does with it, and additional seconds of etcd and of the client."""
 
     then: Callable[[], None]
     etcd: float = 0.0
@@ -102,9 +102,9 @@ class ModelEtcd:
     """An etcd whose requests take time.
 
     Args:
-        make: makes the simulated etcd, of a callback for its changes.
-        station: where it works.
-        prices: what its work costs.
+        make: makes the simulated etcd, from a callback for its changes.
+        station: the station on which it works.
+        prices: the costs of its work.
         keys: the keys of the run.
     """
 
@@ -114,17 +114,17 @@ class ModelEtcd:
         self.prices = prices
         self.keys = keys
         self.traffic: Counter[str] = Counter()
-        """Requests and deliveries, by kind, and bytes received and sent."""
+        """The number of requests and deliveries by kind, and of bytes received and sent."""
         self.gone: dict[bytes, float] = {}
-        """When each key went that did."""
+        """When each deleted key was deleted."""
         self._watchers: dict[tuple[bytes, bytes], dict[_ModelWatch, None]] = {}
 
     def watch(self, watch: _ModelWatch) -> None:
-        """Begin to deliver to a watch."""
+        """Start to deliver to a watch."""
         self._watchers.setdefault(watch.range, {})[watch] = None
 
     def unwatch(self, watch: _ModelWatch) -> None:
-        """Deliver no more to a watch."""
+        """Stop to deliver to a watch."""
         self._watchers.get(watch.range, {}).pop(watch, None)
 
     def _changed(self, writer: object, keys: list[bytes]) -> None:
@@ -132,25 +132,25 @@ class ModelEtcd:
         now = asyncio.get_running_loop().time()
         self.gone.update((event.kv.key, now) for event in events if event.type == DELETE)
         for (start, end), watchers in self._watchers.items():
-            heard = [event for event in events if start <= event.kv.key < end]
-            if not heard or not watchers:
+            delivered = [event for event in events if start <= event.kv.key < end]
+            if not delivered or not watchers:
                 continue
-            size = sum(event.ByteSize() for event in heard)
+            size = sum(event.ByteSize() for event in delivered)
             work = self.prices.kinds[DELIVERY].etcd + size * self.prices.etcd_byte
             for watch in watchers:
-                watch.pending.append(heard)
+                watch.pending.append(delivered)
                 self.traffic["sent"] += size
                 self.traffic[DELIVERY] += 1
-                self.station.submit(DELIVERY, work, partial(watch.deliver, heard, size))
+                self.station.submit(DELIVERY, work, partial(watch.deliver, delivered, size))
 
 
 class ModelClient(EtcdClient):
-    """A client of a modelled etcd, of one node or of many in one process.
+    """A client of a modelled etcd, for one node or for several in one process.
 
     Args:
         etcd: the etcd.
         station: the process.
-        random: jitters the backoff.
+        random: the source of the backoff's jitter.
     """
 
     def __init__(self, etcd: ModelEtcd, station: Station, random: random.Random) -> None:
@@ -200,37 +200,38 @@ class ModelClient(EtcdClient):
         self._exchange(kind, apply, self._own_part(call, request))
 
     def _own_part(self, call: Call, request: Message) -> float:
-        """Return the seconds that the node has worked before it sends ``request``."""
+        """Return the seconds that the node works before it sends ``request``."""
         prices, keys = self.etcd.prices, self.etcd.keys
         if call is Call.GRANT:
             return prices.join
         first = request.success[0].request_put.key if call is Call.TXN else b""
         if first.startswith(keys.root + b"roster/") and first.endswith(b"/0000"):
-            # A roster goes out in several requests; all of it is worked out before the first, the one with shard 0.
-            return prices.completion * sum(key.startswith(keys.nodes) for key in self.etcd.state.current)
+            # A roster is written in several requests, and computed before the first one, which has shard 0.
+            nodes = sum(1 for key in self.etcd.state.current if key.startswith(keys.nodes))
+            return prices.completion * nodes
         return 0.0
 
     def _further_keys(self, found: Sequence[KeyValue]) -> tuple[float, float]:
-        """Return the seconds of etcd and of the client for the keys of a range besides the first."""
+        """Return the seconds of etcd and of the client for the keys of a range after the first."""
         prices, keys = self.etcd.prices, max(0, len(found) - 1)
         nodes = sum(kv.key.startswith(self.etcd.keys.nodes) for kv in found)
         return keys * prices.etcd_key, keys * prices.client_key + nodes * prices.node
 
     def _exchange(self, kind: str, apply: Callable[[], _Answer], before: float = 0.0) -> None:
-        """Send something to etcd and bring back the answer.
+        """Send a request to etcd and deliver the answer.
 
         Args:
-            kind: what it counts as.
-            apply: called when etcd has done the work.
-            before: seconds that the client has to work besides, before it sends.
+            kind: the kind of the request.
+            apply: called when etcd has done the work; returns the answer.
+            before: additional seconds that the client works before it sends.
         """
         station, cost = self.etcd.station, self.etcd.prices.kinds[kind]
         client, half = cost.client / 2, cost.latency / 2
         self.etcd.traffic[kind] += 1
 
         def answer() -> None:
-            then, etcd, besides = apply()
-            back = partial(self.later, half, self._hear, kind, client + besides, then)
+            then, etcd, more = apply()
+            back: Callable[[], object] = partial(self.later, half, self._receive, kind, client + more, then)
             if etcd:
                 station.submit(kind, etcd, back)
             else:
@@ -239,7 +240,7 @@ class ModelClient(EtcdClient):
         arrive = partial(station.submit, kind, cost.etcd, answer)
         self.station.submit(kind, before + client, partial(self.later, half, arrive))
 
-    def _hear(self, kind: str, work: float, then: Callable[[], None]) -> None:
+    def _receive(self, kind: str, work: float, then: Callable[[], None]) -> None:
         if not self.dead:
             self.station.submit(kind, work, then)
 
@@ -270,19 +271,19 @@ class _ModelWatch(Watch):
         self._receive = spec.receive
         self.range = spec.key, spec.end
         self.pending: deque[list[Event]] = deque()
-        """What is on its way, in its order."""
+        """The events that have been sent and not yet received, in their order."""
 
     def deliver(self, events: list[Event], size: int) -> None:
-        """Bring to the client what etcd has sent."""
+        """Let the client receive what etcd has sent, after the latency."""
         self._client.later(self._client.etcd.prices.kinds[DELIVERY].latency / 2, self._arrive, events, size)
 
     def _arrive(self, events: list[Event], size: int) -> None:
         prices = self._client.etcd.prices
         nodes = sum(event.kv.key.startswith(self._client.etcd.keys.nodes) for event in events)
         work = prices.kinds[DELIVERY].client + size * prices.client_byte + nodes * prices.node
-        self._client._hear(DELIVERY, work, self._hear)
+        self._client._receive(DELIVERY, work, self._next)
 
-    def _hear(self) -> None:
+    def _next(self) -> None:
         self._receive(self.pending.popleft())
 
     def cancel(self) -> None:

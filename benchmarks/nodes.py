@@ -1,7 +1,7 @@
-"""The nodes of a job in one process: they join together, say so, and run on while they are asked as agents ask.
+"""The nodes of a job in one process: they join together, and then run on, polled as torchrun's agents poll.
 
-What a process says: "ready"; after a word, when its last node knew its place and each node's rank and world size;
-after the word (seconds), how often the nodes were asked.
+What a process sends: "ready"; after the next message, when its last node had its place, and the rank and world size of
+each node; after the next message (seconds), how often the nodes were polled in that time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.contenders import Job, make_handler
-from benchmarks.crew import LATE, PROCESSES, Failed, explain
+from benchmarks.processes import LATE, PROCESSES
+from rendezvous.bench.checks import Failed, explain
+from rendezvous.bench.contenders import PORT, Job, make_handler
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
@@ -24,13 +25,13 @@ from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.utils import parse_rendezvous_endpoint
 
 POLL_INTERVAL = 0.1
-"""Seconds between two questions of an agent, whether nodes wait: torchrun's own default."""
+"""Seconds between two polls of ``num_nodes_waiting()``, as in torchrun by default."""
 
-PORT = 29500
+_BROKEN = "a node was lost or waits, although nothing has happened"
 
 
 def run_handlers(job: Job, number: int, pipe: Connection) -> None:
-    """Run each node as a blocking handler in a thread."""
+    """Run each node of this process as a blocking handler in a thread."""
     handlers = [make_handler(job, index) for index in range(number, job.nodes, PROCESSES)]
     places: list[tuple[int, int]] = []
     errors: list[str] = []
@@ -61,7 +62,7 @@ def run_handlers(job: Job, number: int, pipe: Connection) -> None:
         time.sleep(random.uniform(0, POLL_INTERVAL))
         while time.monotonic() < until:
             if handlers[index].num_nodes_waiting():
-                errors.append("the world broke")
+                errors.append(_BROKEN)
             polls[index] += 1
             time.sleep(POLL_INTERVAL)
         done.release()
@@ -77,14 +78,14 @@ def run_handlers(job: Job, number: int, pipe: Connection) -> None:
 
 
 def run_coroutines(job: Job, number: int, pipe: Connection) -> None:
-    """Run each node of etcd-v3 as a coroutine: thousands fit into one process."""
-    # The garbage collector goes through what thousands of nodes keep, again and again; a real process is one node.
+    """Run each node of this process as a coroutine of etcd-v3, so that thousands of nodes fit into one process."""
+    # A collection visits the objects of all nodes in this process; the process of a real job has only one node.
     gc.disable()
     asyncio.run(_run_coroutines(job, range(number, job.nodes, PROCESSES), pipe))
 
 
-async def hear(pipe: Connection) -> Any:
-    """Wait for the next word without stopping the loop."""
+async def receive(pipe: Connection) -> Any:
+    """Wait for the next message without blocking the event loop."""
     return await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
 
 
@@ -97,18 +98,18 @@ async def _run_coroutines(job: Job, indices: range, pipe: Connection) -> None:
     ]
     await client.check(asyncio.get_running_loop().time() + 10)
     pipe.send("ready")
-    await hear(pipe)
+    await receive(pipe)
     outcomes = await asyncio.gather(*(member.join(job.timeout, lambda: PORT) for member in members))
     end = time.monotonic()
     if any(bootstrap.port != PORT for _, bootstrap in outcomes):
-        raise Failed("the nodes do not agree on where the workers meet")
+        raise Failed("the nodes do not agree on the address of rank 0")
     pipe.send((end, [(place.rank, place.world_size) for place, _ in outcomes]))
-    until = time.monotonic() + await hear(pipe)
+    until = time.monotonic() + await receive(pipe)
     polls = 0
     while time.monotonic() < until:
         if any(member.num_nodes_waiting() for member in members):
-            raise Failed("the world broke")
+            raise Failed(_BROKEN)
         polls += len(members)
         await asyncio.sleep(POLL_INTERVAL)
     pipe.send(polls)
-    await hear(pipe)
+    await receive(pipe)

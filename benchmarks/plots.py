@@ -1,11 +1,13 @@
-"""Pictures of results, as PNG and SVG."""
+"""Plots of results, as PNG and SVG."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS, Job, Kind
+from benchmarks.contenders import CONTENDERS
+from rendezvous.bench.contenders import Job
 
 Rows = list[dict[str, Any]]
 
@@ -26,7 +28,8 @@ def formation(rows: Rows, axes: Any) -> None:
     for name, style in _STYLES.items():
         points = [(row["nodes"], row["seconds"]) for row in rows if row["contender"] == name and "seconds" in row]
         if points:
-            axes.plot(*zip(*points, strict=True), label=_label(name), **style)
+            label = f"{name} (bare requests)" if CONTENDERS[name].floor else name
+            axes.plot(*zip(*points, strict=True), label=label, **style)
         failed = [row["nodes"] for row in rows if row["contender"] == name and "failed" in row]
         if failed:
             axes.plot(
@@ -37,10 +40,6 @@ def formation(rows: Rows, axes: Any) -> None:
         f"Forming a world: nodes and one etcd on two cores (x: failed, or not within {Job.timeout:g} s)", fontsize=10
     )
     axes.legend(fontsize=8)
-
-
-def _label(name: str) -> str:
-    return name + {Kind.FLOOR: " (bare requests)"}.get(CONTENDERS[name].kind, "")
 
 
 def state(rows: Rows, axes: Any) -> None:
@@ -71,15 +70,16 @@ def scale(rows: Rows, axes: Any) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **{"marker": "x", **style})
     axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="seconds until the world has formed")
-    axes.set_title("Forming a world: the model, and what it is held against", fontsize=10)
+    axes.set_title("Forming a world: predictions of the model, and real worlds to check it", fontsize=10)
     axes.legend(fontsize=8)
 
 
-PLOTS = {"formation": formation, "state": state, "scale": scale}
+PLOTS: dict[str, Callable[[Rows, Any], None]] = {"formation": formation, "state": state, "scale": scale}
+"""The benchmarks that have a plot."""
 
 
 def draw(name: str, rows: Rows, folder: Path) -> None:
-    """Draw the picture of a benchmark that has one, as ``name.png`` and ``name.svg`` in ``folder``."""
+    """Draw the plot of a benchmark into ``folder``, as ``name.png`` and ``name.svg``."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,19 +1,19 @@
-"""Queues in a model: stations that serve one piece of work after the other, on cores that they may share.
+"""Queues of a model: stations that serve one piece of work after the other, on cores that they may share.
 
-It runs on the clock of an event loop, a virtual one.
+They run on the clock of the event loop, which may be virtual.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 
 __all__ = ["Cores", "Station"]
 
 
 class Cores:
-    """Processor cores, for which the stations on them take turns, one piece of work at a time.
+    """Processor cores. The stations on them take turns, one piece of work at a time.
 
     Args:
         number: how many cores there are.
@@ -25,7 +25,7 @@ class Cores:
         self.number = self._free = number
         self._waiting: deque[Station] = deque()
 
-    def want(self, station: Station) -> None:
+    def request(self, station: Station) -> None:
         """Give ``station`` a core for one piece of work, now or when its turn comes."""
         if self._free:
             self._free -= 1
@@ -34,7 +34,7 @@ class Cores:
             self._waiting.append(station)
 
     def release(self) -> None:
-        """Give the core that became free to the next station."""
+        """Give the free core to the next station."""
         if self._waiting:
             self._waiting.popleft().serve()
         else:
@@ -46,53 +46,53 @@ class Station:
 
     Args:
         cores: where it runs.
-        width: how many pieces of work it does at once at most: 1 for Python.
+        width: the largest number of pieces of work at the same time: 1 for a Python process.
 
     Attributes:
         busy: seconds of work done, by kind.
     """
 
-    __slots__ = ("_cores", "_in_line", "_later", "_queue", "_running", "busy", "width")
+    __slots__ = ("_cores", "_later", "_queue", "_requests", "_running", "busy", "width")
 
     def __init__(self, cores: Cores, width: int = 1) -> None:
         self._cores = cores
         loop = asyncio.get_running_loop()
-        # A loop for large worlds has a faster way.
+        # The loop for large worlds has a faster method.
         self._later: Callable[..., object] = getattr(loop, "later", loop.call_later)
-        self._queue: deque[tuple[str, float, Callable[[], None]]] = deque()
+        self._queue: deque[tuple[str, float, Callable[[], object]]] = deque()
         self._running = 0
-        self._in_line = 0
-        """How many pieces of its queue wait for a core; the rest wait for the station."""
+        self._requests = 0
+        """The number of pieces of work in the queue that wait for a core; the others wait for the station."""
         self.width = width
-        self.busy: Counter[str] = Counter()
+        self.busy: dict[str, float] = defaultdict(float)
 
-    def submit(self, kind: str, seconds: float, then: Callable[[], None]) -> None:
+    def submit(self, kind: str, seconds: float, then: Callable[[], object]) -> None:
         """Queue a piece of work.
 
         Args:
-            kind: what it counts as.
-            seconds: how long it takes on a core.
+            kind: the kind under which ``busy`` counts it.
+            seconds: the time that it takes on a core.
             then: called when it is done.
         """
         self._queue.append((kind, seconds, then))
-        if self._running + self._in_line < self.width:
-            self._line_up()
+        if self._running + self._requests < self.width:
+            self._request_core()
 
-    def _line_up(self) -> None:
-        self._in_line += 1
-        self._cores.want(self)
+    def _request_core(self) -> None:
+        self._requests += 1
+        self._cores.request(self)
 
     def serve(self) -> None:
-        """Do the next piece of work, on a core that was given."""
-        self._in_line -= 1
+        """Do the next piece of work, on the core that the station was given."""
+        self._requests -= 1
         self._running += 1
         kind, seconds, then = self._queue.popleft()
         self.busy[kind] += seconds
         self._later(seconds, self._done, then)
 
-    def _done(self, then: Callable[[], None]) -> None:
+    def _done(self, then: Callable[[], object]) -> None:
         self._running -= 1
-        self._cores.release()  # before it lines up again: the cores are shared fairly
-        if len(self._queue) > self._in_line:
-            self._line_up()
+        self._cores.release()  # before this station requests a core again, so that the cores are shared fairly
+        if len(self._queue) > self._requests:
+            self._request_core()
         then()

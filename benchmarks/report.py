@@ -1,4 +1,4 @@
-"""The README's tables and pictures, made from the files of results: no figure in it is typed."""
+"""The tables and plots of the README, made from the files in ``benchmarks/results``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, plots, run
-from benchmarks.circumstances import summary
+from benchmarks import plots, run, targets
+from rendezvous.bench.metadata import summary
 
-MARKS = ("<!-- results: made by `rendezvous bench --readme` -->", "<!-- end of results -->")
+__all__ = ["read", "section", "write"]
+
+MARKS = ("<!-- results: made by `python -m benchmarks --readme` -->", "<!-- end of results -->")
 
 FRONT = ("formation", "recovery")
-"""What stands in the README; the rest is one click away."""
+"""The benchmarks whose results are in the README itself; it links to the others."""
 
 ALT = {
     "formation": "Seconds to form a world by the number of nodes, for each backend",
@@ -28,7 +30,13 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: str) -> str:
-    """Return the Markdown of the results of ``names``; pictures stand in ``folder``."""
+    """Return the results of some benchmarks as Markdown.
+
+    Args:
+        results: the results of all benchmarks.
+        names: the benchmarks to include.
+        folder: the folder of the plots, relative to the Markdown file.
+    """
     parts = []
     for name in names:
         if name not in results:
@@ -42,13 +50,13 @@ def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: st
 
 
 def write(readme: Path, folder: Path) -> None:
-    """Draw the pictures into ``folder``, put what matters most into ``readme``, and all beside them."""
+    """Draw the plots into ``folder``, and write the tables into ``readme`` and into the README of ``folder``."""
     results = read(folder)
     for name in plots.PLOTS.keys() & results.keys():
         plots.draw(name, results[name]["rows"], folder)
-    asked = figures.table({name: result["rows"] for name, result in results.items()}).markdown()
+    reached = targets.table({name: result["rows"] for name, result in results.items()}).markdown()
     before, rest = readme.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     front = section(results, FRONT, folder.relative_to(readme.parent).as_posix())
-    readme.write_text(f"{before}{MARKS[0]}\n\n{asked}\n\n{front}\n\n{MARKS[1]}{after}")
-    (folder / "README.md").write_text(f"# Results\n\n{asked}\n\n{section(results, run.BENCHMARKS, '.')}\n")
+    readme.write_text(f"{before}{MARKS[0]}\n\n{reached}\n\n{front}\n\n{MARKS[1]}{after}")
+    (folder / "README.md").write_text(f"# Results\n\n{reached}\n\n{section(results, run.BENCHMARKS, '.')}\n")

@@ -1,6 +1,7 @@
-"""Run benchmarks, write their results, and put them into the README.
+"""Run benchmarks, write their results, and publish them in the README.
 
-rendezvous bench [NAME ...] [--full] [--output FOLDER]
+Results are written to ``benchmarks/out``, which git ignores. ``--publish`` writes them to ``benchmarks/results``
+instead, and makes the tables and plots of the README from the files there.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import hosts
-from benchmarks.circumstances import circumstances
+from rendezvous.api import RendezvousError
+from rendezvous.bench.metadata import metadata
+
+__all__ = ["BENCHMARKS", "main", "module"]
 
 BENCHMARKS = ("state", "formation", "steady", "recovery", "store", "scale")
-"""The modules, each with ``measure(full)``, which returns rows, and ``tables(rows)``."""
+"""The benchmarks: modules with ``measure(full)``, which returns rows, and ``tables(rows)``."""
 
+OUT = Path(__file__).parent / "out"
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
 
@@ -29,62 +34,66 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.{name}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``rendezvous bench`` takes."""
-    in_clone = README.exists() and RESULTS.exists()
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all unless given")
-    parser.add_argument("--full", action="store_true", help="measure at all sizes, often: some 90 minutes")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=RESULTS if in_clone else Path("results"),
-        metavar="FOLDER",
-        help="where the results go (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--readme", action="store_true", help="measure nothing: make the README's tables and plots anew"
-    )
-    hosts.add_arguments(parser)
-    parser.set_defaults(run=run)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
 
+    Args:
+        arguments: the command line without the program's name; ``sys.argv[1:]`` by default.
 
-def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks for; return the exit code."""
+    Returns:
+        The exit code: 0 done, 1 a benchmark failed, 2 wrongly called.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
-        raise ValueError(f"no such benchmark: {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
-    if hosts.wanted(options):
-        return hosts.run(options)
-    for_readme = options.output.resolve() == RESULTS.resolve()
-    if options.readme and (options.names or options.full or not for_readme):
-        raise ValueError("--readme works in a clone, on its own results, and measures nothing: give nothing else")
-    if for_readme and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
-            f"matplotlib is missing, which draws the plots of {README}: pip install 'etcd-rendezvous[bench]', or send "
-            "the results elsewhere with --output"
-        )
-    done = options.readme or all([measured(name, options.full, options.output) for name in options.names or BENCHMARKS])
-    if for_readme:
+        parser.error(f"unknown benchmark: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
+    if options.readme and (options.names or options.full or options.publish):
+        parser.error("--readme measures nothing and takes no other argument")
+    publish = options.publish or options.readme
+    if publish and importlib.util.find_spec("matplotlib") is None:
+        parser.error("matplotlib, which draws the plots, is not installed; run pip install -e '.[dev]'")
+    names = () if options.readme else options.names or BENCHMARKS
+    done = all([_run(name, options.full, RESULTS if publish else OUT) for name in names])
+    if publish:
         from benchmarks import report
 
         report.write(README, RESULTS)
     return 0 if done else 1
 
 
-def measured(name: str, full: bool, folder: Path) -> bool:
-    """Run one benchmark; return whether it could, so that the others run where it could not."""
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks of one machine.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--full", action="store_true", help="all sizes, several runs each: about 90 minutes")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="write the results to benchmarks/results instead of benchmarks/out, and update the README's tables and "
+        "plots",
+    )
+    parser.add_argument(
+        "--readme",
+        action="store_true",
+        help="measure nothing; make the README's tables and plots from the files in benchmarks/results",
+    )
+    return parser
+
+
+def _run(name: str, full: bool, folder: Path) -> bool:
+    """Run one benchmark; return whether it succeeded. If it fails, the other benchmarks still run."""
     try:
         measure(name, full, folder)
-    except (OSError, RuntimeError) as exc:
-        print(f"rendezvous bench {name}: {exc}", file=sys.stderr)
+    except (OSError, RuntimeError, RendezvousError) as exc:
+        print(f"benchmarks: {name} failed: {exc}", file=sys.stderr)
         return False
     return True
 
 
 def measure(name: str, full: bool, folder: Path) -> None:
-    """Run one benchmark, write its results into ``folder``, and show them."""
+    """Run one benchmark, write its results into ``folder``, and print its tables."""
     benchmark = module(name)
-    made = circumstances()
+    made = metadata()
     result: dict[str, Any] = {"benchmark": name, "full": full, "circumstances": made, "rows": benchmark.measure(full)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -1,16 +1,16 @@
-"""How far it scales, by a model: the unmodified protocol on a simulated etcd, in which everything takes its time.
+"""Predictions for large worlds by a model: the unmodified protocol on a simulated etcd, on which all work takes time.
 
-First the model is checked: the prices of this machine are measured, worlds are predicted from them, and the same
-worlds are formed for real; the error stands in the table. Nothing is fitted: prices are CPU times, and how much of the
-cores the work gets is measured with them. Then it predicts worlds that this machine cannot hold, from the figures that
-etcd publishes.
+First the model is checked: the costs of this machine are measured, worlds are predicted from them, and the same worlds
+are formed for real; the table shows the error. No parameter is fitted: costs are CPU times, and the share of the cores
+that the work gets is measured with them. Then the model predicts worlds that are too large for this machine, from the
+figures that etcd publishes.
 
-What the model has: queues of etcd, of each process and, on this machine, of the cores that they share; latency; the
-coordinator's own work; bytes of deliveries; the client's time-outs, retries and limit of requests in flight.
+The model includes: queues of etcd, of each process and, on this machine, of the cores that they share; latency; the
+coordinator's own work; the bytes that watches deliver; the client's timeouts, retries and limit of requests in flight.
 
-What it has not: the network's bandwidth; etcd's garbage collection, snapshots, and its refusals when too much is under
-way; that etcd sends many changes in one message to a watcher that lags, as the coordinator may; the opening of
-connections; memory; the spread of latencies; other work of the nodes.
+The model does not include: the network's bandwidth; etcd's garbage collection, snapshots, and the requests that it
+refuses under load; that etcd sends many changes in one message to a watcher that is behind, as the coordinator can be;
+opening connections; memory; the spread of latencies; other work of the nodes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks import capacities, formation, simulated
-from benchmarks.crew import Crew, Failed
 from benchmarks.model import (
     DELIVERY,
     GRANT,
@@ -33,16 +32,18 @@ from benchmarks.model import (
     Cost,
     Prices,
 )
+from benchmarks.processes import Processes
 from benchmarks.simulated import Machine
-from benchmarks.tables import MISSING, Table
+from rendezvous.bench.checks import Failed
+from rendezvous.bench.tables import MISSING, Table
 
 REAL = "etcd-v3, coroutines"
-"""The contender whose worlds the model is checked against."""
+"""The contender that forms the real worlds of the check."""
 
 CHECKED = (1_000, 10_000)
 SHORT = (1_000, 10_000)
 FULL = (1_000, 10_000, 100_000)
-_PATIENCE = 3600.0
+_TIMEOUT = 3600.0
 
 SOURCE = "https://etcd.io/docs/v3.5/op-guide/performance/"
 PUBLISHED = {
@@ -57,11 +58,11 @@ PUBLISHED = {
 
 
 def published(here: Prices) -> Prices:
-    """Return prices by etcd's published figures; ``here`` has those of this machine, for what etcd does not publish.
+    """Return prices from etcd's published figures, and from the prices of this machine for what etcd does not publish.
 
-    A watch, a delivery and a keep-alive count as a serializable read, the cheapest request of which there is a figure:
-    it is heard and answered by one member, as they are. The nodes' own work, bytes, and the further keys of a range
-    (which only the coordinator reads) cost what they cost on this machine.
+    A watch, a delivery and a keep-alive cost the same as a serializable read, the cheapest request with a published
+    figure: like them, it is handled by one member. The nodes' own work, bytes, and the further keys of a range (which
+    only the coordinator reads) cost the same as on this machine.
     """
 
     def cost(kind: str, figure: str) -> Cost:
@@ -75,8 +76,6 @@ def published(here: Prices) -> Prices:
 
 def measure(full: bool = False) -> list[dict[str, Any]]:
     """Measure this machine, check the model against it, and predict worlds on etcd's published figures."""
-    if simulated.clone() is None:
-        return [{"part": "all", "failed": "the simulation is part of the source tree: run this in a clone"}]
     measured = capacities.measure(full)
     here = capacities.prices(measured)
     rows: list[dict[str, Any]] = [
@@ -94,7 +93,7 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
 
 
 def check(machine: Machine, nodes: int, runs: int) -> dict[str, Any]:
-    """Predict a world of this machine, and form it for real, right after the prices were measured."""
+    """Predict a world of this machine, and form the same world for real."""
     row: dict[str, Any] = {"part": "check", "nodes": nodes}
     row["predicted"] = predict(machine, nodes, formation_only=True)
     row["real"] = formation.best(REAL, nodes, runs)
@@ -106,10 +105,10 @@ def check(machine: Machine, nodes: int, runs: int) -> dict[str, Any]:
 
 
 def predict(machine: Machine, nodes: int, formation_only: bool = False) -> dict[str, Any]:
-    """Return what the model says of a world, from a process of its own."""
+    """Return the prediction of a world, computed in a process of its own."""
     try:
-        with Crew(simulated.predict, machine, nodes, formation_only, processes=1) as crew:
-            return dict(crew.gather(time.monotonic() + _PATIENCE)[0])
+        with Processes(simulated.predict, machine, nodes, formation_only, count=1) as processes:
+            return dict(processes.gather(time.monotonic() + _TIMEOUT)[0])
     except Failed as exc:
         return {"failed": str(exc)}
 
@@ -118,12 +117,10 @@ def predict(machine: Machine, nodes: int, formation_only: bool = False) -> dict[
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """Return the check of the model, what etcd publishes and what was measured, and the predictions."""
+    """Return the tables of the predictions, of the check of the model, and of the capacities."""
     parts: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row)
-    if "capacities" not in parts:
-        return [Table("Predictions of a model: none.", ["why"], [[row["failed"]] for row in rows])]
     return [
         _predictions(parts.get("prediction", [])),
         _checks(parts.get("check", [])),
@@ -148,7 +145,7 @@ def _percent(part: float) -> str:
 
 
 def _bottleneck(world: dict[str, Any]) -> str:
-    """Return the busiest queue, and what keeps it busy."""
+    """Return the busiest queue, and the kind of work that takes most of its time."""
     queues = {"etcd": world["etcd_busy"], "busiest client": world["client_busy"]}
     name = max(queues, key=lambda queue: sum(queues[queue].values()))
     kind = max(queues[name], key=queues[name].__getitem__)
@@ -176,12 +173,12 @@ def _predictions(rows: list[dict[str, Any]]) -> Table:
             ]
         )
     return Table(
-        "Predictions of a model, not measurements: the protocol as it is on a simulated etcd that takes the time that "
-        "etcd's published figures give, each node with a core of its own.",
+        "Predictions of a model, not measurements: the unmodified protocol on a simulated etcd, with the speed of "
+        "etcd's published figures. Each node has a core of its own.",
         [
-            *("nodes", "to form the world", "to form it anew, from the end of a dead node's lease"),
-            *("requests a node", "received a node", "etcd busy", "the busiest node busy", "bottleneck"),
-            *("keep-alives, then", "etcd busy with them"),
+            *("nodes", "to form the world", "to form the next world, from the end of a dead node's lease"),
+            *("requests per node", "received per node", "etcd busy", "the busiest node busy", "bottleneck"),
+            *("keep-alives of the running job", "etcd busy with them"),
         ],
         lines,
         _remarks(rows),
@@ -208,11 +205,11 @@ def _checks(rows: list[dict[str, Any]]) -> Table:
             ]
         )
     return Table(
-        "The model held against this machine: predictions from its measured prices, and the real worlds that it formed "
-        "right after. Nothing is fitted.",
+        "The check of the model: predictions from the measured costs of this machine, and real worlds on this machine. "
+        "No parameter is fitted.",
         [
-            *("nodes", "predicted", "real", "error", "requests a node, predicted / real"),
-            *("received a node, predicted / real", "bottleneck"),
+            *("nodes", "predicted", "real", "error", "requests per node, predicted / real"),
+            *("received per node, predicted / real", "bottleneck"),
         ],
         lines,
         _remarks(rows),
@@ -234,16 +231,16 @@ def _capacities(measured: dict[str, Any], stated: dict[str, Any]) -> Table:
             ]
         )
     return Table(
-        "What the model reckons with: this machine's measured CPU times and waiting times, and the capacities and "
+        "The input of the model: the CPU times and waiting times measured on this machine, and the capacities and "
         f"latencies of etcd's documentation ({stated['source']}: etcd 3.2.0, three members; writes to the leader; "
-        "1,000 clients, and one alone).",
+        "1,000 clients, and one client alone).",
         [
-            *("", "done here", "etcd's CPU", "client's CPU", "waiting"),
+            *("", "rate on this machine", "etcd's CPU", "client's CPU", "waiting"),
             *("etcd's capacity, published", "one client alone, published"),
         ],
         lines,
         (
-            f"Of {WATCH}, {DELIVERY} and {KEEP_ALIVE} etcd publishes no figures: they are taken for serializable "
-            "reads. Reads are of all three members together.",
+            f"etcd publishes no figures for {WATCH}, {DELIVERY} and {KEEP_ALIVE}; the model uses those of serializable "
+            "reads. The capacity for reads is that of all three members together.",
         ),
     )

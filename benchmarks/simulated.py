@@ -1,51 +1,35 @@
-"""Worlds of nodes on the modelled etcd: what they take to form, to run, and to form anew after a loss.
+"""Worlds of nodes on the modelled etcd: the cost to form a world, to run it, and to form the next one after a loss.
 
-The nodes run the protocol as it is installed; the simulated etcd under it is part of the tests, so that this works in
-a clone only.
+The nodes run the unmodified protocol. The simulated etcd and the virtual clock are those of the tests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
 import random
 import resource
-import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-from benchmarks.crew import PROCESSES, Failed
 from benchmarks.model import KEEP_ALIVE, ModelClient, ModelEtcd, Prices
-from benchmarks.nodes import POLL_INTERVAL, PORT
+from benchmarks.nodes import POLL_INTERVAL
+from benchmarks.processes import PROCESSES
 from benchmarks.queueing import Cores, Station
+from rendezvous.bench.checks import Failed
+from rendezvous.bench.contenders import PORT
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Assignment, Limits, publish_interval
+from tests.simulation.etcd import Etcd
+from tests.simulation.virtual import LargeLoop
 
-__all__ = ["Machine", "clone", "predict", "run"]
+__all__ = ["Machine", "predict", "run"]
 
 _TIMEOUT = 600.0
 _INTERVAL, _TTL = 5.0, 15
-
-
-def clone() -> Path | None:
-    """Return the folder of the clone that this is in; None where there is none."""
-    root = Path(__file__).resolve().parents[1]
-    return root if (root / "tests" / "simulation" / "etcd.py").exists() else None
-
-
-def _simulation(module: str) -> Any:
-    """Import a module of the simulation, from whatever folder this runs in."""
-    sys.path.insert(0, str(clone()))
-    try:
-        return importlib.import_module(f"tests.simulation.{module}")
-    finally:
-        sys.path.pop(0)
 
 
 @dataclass(frozen=True)
@@ -53,9 +37,9 @@ class Machine:
     """Where the nodes and etcd run.
 
     Attributes:
-        shared: nodes and etcd share the cores of one machine, the nodes in few processes; else each node has a process
-            and a core of its own, and so has etcd.
-        prices: what everything costs.
+        prices: the cost of all work.
+        shared: whether the nodes, in few processes, and etcd share the cores of one machine. If not, each node has a
+            process and a core of its own, and so has etcd.
     """
 
     prices: Prices
@@ -82,7 +66,7 @@ class _World:
         self.random = random.Random(self.seed)
         self.keys = Keys("/rendezvous", "benchmark")
         station = Station(cores, cores.number)
-        self.etcd = ModelEtcd(_simulation("etcd").Etcd, station, self.machine.prices, self.keys)
+        self.etcd = ModelEtcd(Etcd, station, self.machine.prices, self.keys)
         self.settings = Settings("benchmark", Limits(self.nodes, self.nodes), _INTERVAL, _TTL)
         if self.machine.shared:
             self.stations = [Station(cores) for _ in range(PROCESSES)]
@@ -104,10 +88,10 @@ class _World:
         self.members.append(_Node(client, member))
         return self.members[-1]
 
-    # What happens.
+    # Phases of the job.
 
     async def form(self) -> dict[str, Any]:
-        """Have all nodes join at once."""
+        """Let all nodes join at the same time."""
         clock = asyncio.get_running_loop().time
         start = clock()
         places = await asyncio.gather(*(self._join(node) for node in self.members))
@@ -124,38 +108,38 @@ class _World:
             raise Failed("the nodes of the model did not form one world")
 
     def _load(self, seconds: float) -> dict[str, Any]:
-        """Return what has happened, as all say who take part."""
+        """Return the traffic, and how busy etcd and the busiest process were, in the last ``seconds``."""
         traffic, busy, width = self.etcd.traffic, self.etcd.station.busy, self.etcd.station.width
-        most = max(self.stations, key=lambda station: station.busy.total())
+        most = max(self.stations, key=lambda station: sum(station.busy.values()))
         return {
             "per_node": {kind: count / self.nodes for kind, count in traffic.items()},
             "etcd_busy": {kind: spent / seconds / width for kind, spent in busy.items()},
             "client_busy": {kind: spent / seconds for kind, spent in most.busy.items()},
         }
 
-    def _forget(self) -> None:
-        """Count from now on."""
+    def _reset(self) -> None:
+        """Start to count again, from zero."""
         self.etcd.traffic.clear()
         for station in (self.etcd.station, *self.stations):
-            station.busy = Counter()
+            station.busy.clear()
 
     async def rest(self) -> dict[str, Any]:
-        """Let the world run for some keep-alives, and until the coordinator may tell of a loss at once."""
-        self._forget()
+        """Let the job run for some keep-alives, and until the coordinator may publish a loss without waiting."""
+        self._reset()
         seconds = max(10 * _INTERVAL, publish_interval(self.nodes, urgent=True))
         await asyncio.sleep(seconds)
         load = self._load(seconds)
         return {"seconds": seconds, "keep_alives_per_second": self.etcd.traffic[KEEP_ALIVE] / seconds, **load}
 
     async def lose_one(self) -> dict[str, Any]:
-        """Have one node stand by and another die; return what it takes from the end of its lease on."""
+        """Let one node wait as a spare and another one die; return the cost of the next world, from the lease's end."""
         loop = asyncio.get_running_loop()
         spare = loop.create_task(self._join(self.add(self.nodes)))
         await asyncio.sleep(2 * _INTERVAL)
         lost = self.members[self.nodes // 2]
         lost.dies = lost.client.dead = True
         key = self.keys.node(lost.member.node_id or 0)
-        self._forget()
+        self._reset()
         agents = [loop.create_task(self._agent(node)) for node in self.members[: self.nodes] if not node.dies]
         places = await asyncio.gather(spare, *agents)
         took = loop.time() - self.etcd.gone[key]
@@ -163,7 +147,7 @@ class _World:
         return {"seconds": took, **self._load(took + _TTL)}
 
     async def _agent(self, node: _Node) -> Assignment:
-        """Join again when others wait, as an agent does that asks now and then."""
+        """Wait until there is a reason to join again; join after a delay, as an agent that polls."""
         while not node.member.num_nodes_waiting():
             await node.member.view.change(_TIMEOUT)
         await asyncio.sleep(self.random.uniform(0, POLL_INTERVAL))
@@ -171,9 +155,9 @@ class _World:
 
 
 def run(machine: Machine, nodes: int, seed: int = 0, formation_only: bool = False) -> dict[str, Any]:
-    """Return what a world of ``nodes`` takes on ``machine``: to form, to run, and to form anew after a loss."""
-    loop = _simulation("virtual").LargeLoop()
-    loop.thread_time = 0.0  # to say where the workers meet takes no time: no worker is started
+    """Return the cost of a world: to form it, to run it, and to form the next one after a loss."""
+    loop = LargeLoop()
+    loop.thread_time = 0.0  # a node needs no time to choose a port: no worker is started
 
     async def scenario() -> dict[str, Any]:
         world = _World(machine, nodes, seed)
@@ -192,7 +176,7 @@ def run(machine: Machine, nodes: int, seed: int = 0, formation_only: bool = Fals
 
 
 def predict(machine: Machine, nodes: int, formation_only: bool, number: int, pipe: Connection) -> None:
-    """Say what :func:`run` returns, and what it took to find out, in a process of its own."""
+    """Send the result of :func:`run`, and the time and memory that it took; to be run in a process of its own."""
     gc.disable()
     start = time.monotonic()
     result = run(machine, nodes, formation_only=formation_only)

@@ -24,8 +24,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from benchmarks import contenders
-from benchmarks.crew import Failed
-from benchmarks.tables import MISSING, Table, by, remarks
+from benchmarks.tables import by, remarks
+from rendezvous.bench.checks import Failed
+from rendezvous.bench.tables import MISSING, Table
 from rendezvous.dynamic.backend_v2 import EtcdRendezvousBackend
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v2.client import EtcdClient
@@ -65,7 +66,8 @@ def ours(twin: str, count: int) -> dict[str, Any]:
         current = State.decode(data)
         current.expire(NOW - EXPIRY)
         current.join(NEWCOMER, NOW)
-        return current.encode()
+        encoded: bytes = current.encode()
+        return encoded
 
     result = State.decode(cycle())
     if len(result) != count + 1 or result.heartbeat(NEWCOMER) != NOW:
@@ -153,8 +155,11 @@ def round_trip() -> float:
         token, times = None, []
         for number in range(300):
             start = time.perf_counter()
-            _, token, _ = backend.set_state(str(number).encode(), token)
+            written = backend.set_state(str(number).encode(), token)
             times.append((time.perf_counter() - start) * 1e6)
+            if written is None or not written[2]:
+                raise Failed("a write that nobody else competes with was refused")
+            token = written[1]
     return statistics.median(times)
 
 

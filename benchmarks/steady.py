@@ -1,9 +1,9 @@
-"""What a running job costs etcd: requests, raft writes, bytes and CPU while nothing happens.
+"""The load of a running job on etcd: requests, raft writes, bytes and CPU while nothing happens.
 
-A world forms; then its nodes are asked ten times a second whether others wait, as torchrun's agents ask, and etcd's
-counters are read before and after.
+A world forms. Then its nodes are polled ten times a second, as torchrun's agents poll, and etcd's counters are read
+before and after.
 
-What this does not show: workers that use the round's store meanwhile.
+Not measured: workers that use the round's store.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks import metrics
-from benchmarks.contenders import CONTENDERS, Job
-from benchmarks.crew import Crew, Failed, environment
+from benchmarks.contenders import CONTENDERS
 from benchmarks.formation import WORK, join
-from benchmarks.tables import MISSING, Table, remarks, seconds
+from benchmarks.processes import Processes, environment
+from benchmarks.tables import remarks, seconds
+from rendezvous.bench import metrics
+from rendezvous.bench.checks import Failed
+from rendezvous.bench.contenders import Job
+from rendezvous.bench.tables import MISSING, Table
 from rendezvous.etcd.server import EtcdServer
 
 FULL_SECONDS, SHORT_SECONDS = 60.0, 15.0
@@ -24,7 +27,7 @@ FULL = (*SHORT, ("torch etcd", 64), ("etcd", 64), ("etcd-v3, coroutines", 10_000
 
 
 def measure(full: bool = False) -> list[dict[str, Any]]:
-    """Let a job of each contender run."""
+    """Run a job of each contender."""
     rows = []
     for name, nodes in FULL if full else SHORT:
         row = {"contender": name, "nodes": nodes, **run(name, nodes, FULL_SECONDS if full else SHORT_SECONDS)}
@@ -34,19 +37,19 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
 
 
 def run(name: str, nodes: int, duration: float) -> dict[str, Any]:
-    """Let one job run for ``duration`` seconds; return what etcd did meanwhile, per second, or why there is no job."""
+    """Run one job for ``duration`` seconds; return the load of etcd per second, or why the job failed."""
     contender = CONTENDERS[name]
     if contender.obstacle is not None:
         return {"obstacle": contender.obstacle}
     with EtcdServer(enable_v2=contender.v2) as server, environment(**contender.environment):
         etcd = server.get_endpoint()
-        job = Job(name, nodes, etcd)
+        job = Job(contender, nodes, etcd)
         try:
-            with Crew(WORK[contender.kind], job) as crew:
-                join(crew, job, etcd)
+            with Processes(WORK[contender.kind], job) as processes:
+                join(processes, job, etcd)
                 before, start = metrics.load(etcd), time.monotonic()
-                crew.tell(duration)
-                polls = sum(crew.gather(start + duration + job.timeout))
+                processes.send(duration)
+                polls = sum(processes.gather(start + duration + job.timeout))
                 took = time.monotonic() - start
                 per_second = metrics.difference(metrics.load(etcd), before, took)
         except Failed as exc:
@@ -55,7 +58,7 @@ def run(name: str, nodes: int, duration: float) -> dict[str, Any]:
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """Return the load per second."""
+    """Return the table of the load per second."""
     lines = []
     for row in rows:
         line = [row["contender"], f"{row['nodes']:,}"]
@@ -67,5 +70,6 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
         sent = MISSING if CONTENDERS[row["contender"]].v2 else f"{load['bytes'] / 1024:,.1f} KiB"
         cost = [*counts, sent, f"{load['cpu'] * 100:.1f} %"]
         lines.append([*line, f"{row['polls_per_second']:,.0f}", *cost])
-    heads = ["", "nodes", "agents ask", "requests", "raft writes", "keep-alives", "bytes sent (v3)", "etcd's CPU"]
-    return [Table("What a running job costs etcd in a second, while nothing happens.", heads, lines, remarks(rows))]
+    heads = ["", "nodes", "polls", "requests", "raft writes", "keep-alives", "bytes sent (v3)", "etcd's CPU"]
+    caption = "The load of a running job on etcd per second, while nothing happens."
+    return [Table(caption, heads, lines, remarks(rows))]

@@ -1,17 +1,17 @@
-"""The key-value store of a round: a barrier, many keys at once, one counter for all, and one key that all wait for.
+"""The key-value store of a round: a barrier, many keys at once, one counter for all, one key that all wait for.
 
-Each client is a thread of two processes with a store of its own, ours over etcd's v3 and v2 API, torch's ``EtcdStore``
-and torch's ``TCPStore``, whose server lives in the first process. (On the v3 API the stores of a process share one
-connection; the others each have their own.) Each operation starts for all at once and ends with the last; what it
-returns is checked, and what it waits for is there.
+Each client is a thread in one of two processes, with a store of its own: ours on etcd's v3 and v2 API, torch's
+``EtcdStore``, and torch's ``TCPStore`` with its server in the first process. On the v3 API the stores of a process
+share one connection; the other stores have one each. Each operation starts for all clients at once and ends with the
+last client. Its results are checked.
 
-barrier     each adds one to a counter, the last to come sets a key, all wait for it: torch's store barrier
-multi_get   one client reads as many keys as there are clients
-add         each adds one to the same counter ten times
-fan-out     all wait for a key that one client then sets
+- barrier: each client adds one to a counter, the last one sets a key, all wait for the key: torch's store barrier
+- multi_get: one client reads as many keys as there are clients
+- add: each client adds one to the same counter ten times
+- fan-out: all clients wait for a key that one of them sets
 
-What this does not show: a network, and stores whose clients do not share two cores. torch's ``EtcdStore`` has no
-``multi_get``; it gets one key after another.
+Not measured: a network, and clients that do not share two cores. Torch's ``EtcdStore`` has no ``multi_get``; it gets
+one key after another.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks import contenders
-from benchmarks.crew import PROCESSES, Crew, Failed, explain
-from benchmarks.tables import Table, by, remarks, seconds
+from benchmarks.processes import PROCESSES, Processes
+from benchmarks.tables import by, remarks, seconds
 from rendezvous.api import RendezvousParameters
+from rendezvous.bench.checks import Failed, explain
+from rendezvous.bench.tables import Table
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.utils import get_free_port
 
@@ -36,10 +38,10 @@ OPERATIONS = ("barrier", "multi_get", "add", "fan-out")
 ADDITIONS = 10
 TIMEOUT = 120.0
 CONNECT_TIMEOUT = 600.0
-"""Seconds for all clients to connect, before the clock runs: hundreds of TCPStores take minutes."""
+"""Seconds for all clients to connect, which is not measured: hundreds of TCPStores take minutes."""
 
 FAN_OUT_PAUSE = 1.0
-"""Seconds that all have to begin to wait before the key is set; taken off the time."""
+"""Seconds until the key is set, in which all clients begin to wait; not part of the result."""
 
 SHORT = (64,)
 FULL = (64, 256, 1000)
@@ -56,7 +58,7 @@ class Job:
 
 
 class Ended(NamedTuple):
-    """When the first and the last client of a process were done, and when one began to set what all wait for."""
+    """When the first and the last client of a process were done, and when one of them began to set the key."""
 
     first: float
     last: float
@@ -64,7 +66,7 @@ class Ended(NamedTuple):
 
 
 def measure(full: bool = False) -> list[dict[str, Any]]:
-    """Do each operation with each store and number of clients."""
+    """Measure each operation with each store and each number of clients."""
     rows = []
     failed: dict[str, int] = {}
     for clients in FULL if full else SHORT:
@@ -91,15 +93,15 @@ def run(contender: str, clients: int) -> dict[str, Any]:
         times: dict[str, float] = {}
         doing = "to connect"
         try:
-            with Crew(run_clients, job) as crew:
-                crew.gather(time.monotonic() + CONNECT_TIMEOUT)
+            with Processes(run_clients, job) as processes:
+                processes.gather(time.monotonic() + CONNECT_TIMEOUT)
                 for operation in OPERATIONS:
                     doing = operation
-                    crew.tell(operation)
-                    crew.gather(time.monotonic() + TIMEOUT)
+                    processes.send(operation)
+                    processes.gather(time.monotonic() + TIMEOUT)
                     start = time.monotonic()
-                    crew.tell()
-                    took = seconds_from(start, crew.gather(start + TIMEOUT))
+                    processes.send()
+                    took = seconds_from(start, processes.gather(start + TIMEOUT))
                     times[operation] = took - (FAN_OUT_PAUSE if operation == "fan-out" else 0.0)
         except Failed as exc:
             return {"failed": f"{doing}: {exc}", "seconds_of": times}
@@ -110,13 +112,13 @@ def run(contender: str, clients: int) -> dict[str, Any]:
 
 
 def run_clients(job: Job, number: int, pipe: Connection) -> None:
-    """Make this process's clients, and do each operation that is named when told so; say when it was done."""
+    """Make the clients of this process; run the operations whose names are received, and send when they ended."""
     indices = range(number, job.clients, PROCESSES)
     stores = [make_store(job, first=number == 0 and index == indices[0]) for index in indices]
     if number == 0:
         stores[0].set("there", "1")
     for store in stores:
-        store.wait(["there"])  # connections are made before the clock runs
+        store.wait(["there"])  # so that it has connected
     pipe.send("ready")
     while True:
         operation = pipe.recv()
@@ -131,7 +133,7 @@ def run_clients(job: Job, number: int, pipe: Connection) -> None:
 
 
 def make_store(job: Job, first: bool) -> Any:
-    """Make one client's store; ``first`` for the one that brings the server, where the store needs one."""
+    """Make the store of one client; the ``first`` one starts the server if the store needs one."""
     timeout = timedelta(seconds=TIMEOUT)
     if job.contender == "torch TCPStore":
         from torch.distributed import TCPStore
@@ -154,7 +156,7 @@ def make_store(job: Job, first: bool) -> Any:
 
 
 def barrier(store: Any, index: int, clients: int) -> float | None:
-    """Come, and wait for all."""
+    """Arrive, and wait for all."""
     set_at = None
     if store.add("arrived", 1) == clients:
         set_at = time.monotonic()
@@ -193,7 +195,7 @@ def fan_out(store: Any, index: int, clients: int) -> float | None:
 
 
 Work = Callable[[Any, int, int], float | None]
-"""What a client does; returns when it began to set what all wait for, if it did."""
+"""What a client does: takes the store, its number and the number of clients; returns when it began to set the key."""
 
 WORK: dict[str, Work] = {
     "barrier": barrier,
@@ -204,7 +206,11 @@ WORK: dict[str, Work] = {
 
 
 def together(work: Work, clients: list[tuple[Any, int]], count: int) -> Ended:
-    """Have all clients, store and number, do their work, a thread each. Raises Failed where one does."""
+    """Run ``work`` for all clients of this process, each a store and a number, in a thread each.
+
+    Raises:
+        Failed: a client failed.
+    """
     errors: list[str] = []
     ends: list[float] = []
     set_at: list[float] = []
@@ -230,14 +236,18 @@ def together(work: Work, clients: list[tuple[Any, int]], count: int) -> Ended:
 
 
 def seconds_from(start: float, ended: list[Ended]) -> float:
-    """Return how long it took until the last client was done. Raises Failed where one did not wait for what was set."""
+    """Return the seconds from ``start`` until the last client was done.
+
+    Raises:
+        Failed: a client returned before the key was set.
+    """
     if min(each.first for each in ended) < max((each.set_at for each in ended if each.set_at), default=start):
         raise Failed("wait returned before the key was set")
     return max(each.last for each in ended) - start
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """Return the seconds of each operation."""
+    """Return the table of the seconds of each operation."""
     found = by(rows, "nodes", "contender")
     lines = []
     for clients in sorted({row["nodes"] for row in rows}):
@@ -249,7 +259,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
                 cells.append(seconds({"seconds": times[operation]} if operation in times else row))
             lines.append([f"{clients:,}", operation, *cells])
     caption = (
-        "Seconds for the clients of a store, all at once: a barrier; one client reading as many keys as there are "
-        f"clients; each adding one to the same counter {ADDITIONS} times; all waiting for one key."
+        "Seconds of an operation of all clients of a store. barrier: the store barrier of torch. multi_get: one client "
+        f"reads as many keys as there are clients. add: each client adds one to the same counter {ADDITIONS} times. "
+        "fan-out: all clients wait for one key."
     )
     return [Table(caption, ["clients", "", *CONTENDERS], lines, remarks(rows))]

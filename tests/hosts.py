@@ -1,4 +1,4 @@
-"""Processes that stand for the hosts of a cluster, each with ``rendezvous bench formation``."""
+"""Processes that act as the hosts of a cluster, each running ``rendezvous bench``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.operations import prefix_end
 
 BOUND = 120.0
-"""Seconds within which the hosts of a test come to an end."""
+"""Seconds within which the hosts of a test must end."""
 
-COMMAND = (sys.executable, "-W", "error", "-m", "rendezvous", "bench", "formation")
+COMMAND = (sys.executable, "-W", "error", "-m", "rendezvous", "bench")
 
-# Without what a launcher of these tests may have set, and with room for a table.
+# Without the variables of a launcher that may run these tests, and wide enough for a table.
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PMIX_"))},
     "COLUMNS": "250",
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Ended:
-    """How a host ended."""
+    """The exit code and the output of a host."""
 
     code: int
     out: str
@@ -36,14 +36,14 @@ class Ended:
 
     @property
     def rows(self) -> list[list[str]]:
-        """The rows of the table that it printed."""
+        """The rows of the table that the host printed."""
         lines = [line.strip("│").split("│") for line in self.out.splitlines() if line.startswith("│")]
         return [[cell.strip() for cell in line] for line in lines]
 
 
 @contextmanager
 def running(commands: Sequence[Sequence[str]], **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Run a process for each command; those that still run are killed at the end."""
+    """Start a process for each command; on exit, kill those that still run."""
     hosts = [
         subprocess.Popen(
             command,
@@ -64,21 +64,21 @@ def running(commands: Sequence[Sequence[str]], **environment: str) -> Iterator[l
 
 
 def end(host: subprocess.Popen[str]) -> Ended:
-    """Wait until a host ends by itself."""
+    """Wait until a host ends."""
     out, err = host.communicate(timeout=BOUND)
     return Ended(host.returncode, out, err)
 
 
 def run(commands: Sequence[Sequence[str]], **environment: str) -> list[Ended]:
-    """Run a host for each command; return how each ended."""
+    """Run a host for each command, and wait until all have ended."""
     with running(commands, **environment) as hosts:
         return [end(host) for host in hosts]
 
 
-def keys(endpoint: str, beginning: str) -> list[str]:
-    """Return the keys of the etcd at ``endpoint`` that begin so."""
+def keys(endpoint: str, prefix: str) -> list[str]:
+    """Return the keys with a prefix of the etcd at ``endpoint``."""
     client = connect(RendezvousParameters("etcd-v3", endpoint, "unused", 1, 1))
-    start = beginning.encode()
+    start = prefix.encode()
 
     async def read() -> list[str]:
         found, _ = await client.range(start, prefix_end(start), float("inf"))

@@ -1,6 +1,6 @@
-"""The benchmark on hosts that are network namespaces, each with an address, and an etcd in one of its own.
+"""``rendezvous bench`` on hosts that are network namespaces, with an etcd in another namespace.
 
-It needs root, Linux and iproute2, and is no part of ``make test``: ``make test-netns`` runs it.
+These tests need root, Linux and iproute2. ``make test`` does not run them; ``make test-netns`` does.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def ip(*words: str) -> None:
 
 @dataclass(frozen=True)
 class Network:
-    """Namespaces on one bridge, which stands in the namespace of etcd.
+    """Namespaces that are connected by a bridge in the namespace of etcd.
 
     Attributes:
-        name: what all that belongs to it begins with.
+        name: the prefix of the names of all namespaces.
     """
 
     name: str
 
     @property
     def switch(self) -> str:
-        """The namespace with the bridge and etcd."""
+        """The namespace of the bridge and of etcd."""
         return f"{self.name}-s"
 
     def host(self, number: int) -> str:
@@ -51,11 +51,11 @@ class Network:
         return f"10.203.0.{number + 10}"
 
     def within(self, namespace: str, *command: str) -> list[str]:
-        """Return the command that runs ``command`` there."""
+        """Return the command that runs ``command`` in a namespace."""
         return ["ip", "netns", "exec", namespace, *command]
 
-    def lay(self) -> None:
-        """Make the namespaces, the bridge and the links."""
+    def create(self) -> None:
+        """Create the namespaces, the bridge and the links."""
         ip("netns", "add", self.switch)
         ip("-n", self.switch, "link", "set", "lo", "up")
         ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
@@ -71,11 +71,11 @@ class Network:
             ip("-n", host, "link", "set", "eth0", "up")
 
     def remove(self) -> None:
-        """Delete all of it that is there."""
+        """Delete all namespaces that exist, with their links."""
         for namespace in (self.switch, *map(self.host, range(HOSTS))):
             subprocess.run(["ip", "netns", "delete", namespace], check=False, stderr=subprocess.DEVNULL)
 
-    def plug(self, number: int, state: str) -> None:
+    def set_link(self, number: int, state: str) -> None:
         """Set the link of a host ``up`` or ``down``."""
         ip("-n", self.switch, "link", "set", f"port{number}", state)
 
@@ -88,7 +88,7 @@ def network(tmp_path_factory) -> Iterator[Network]:
     network = Network(f"rdzv{os.getpid()}")
     data = str(tmp_path_factory.mktemp("etcd"))
     try:
-        network.lay()
+        network.create()
         flags = ("--listen-client-urls", f"http://{ETCD}", "--advertise-client-urls", f"http://{ETCD}")
         command = network.within(network.switch, find_etcd(), "--data-dir", data, *flags, "--log-level", "warn")
         etcd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -115,7 +115,7 @@ def commands(network: Network, run_id: str, *arguments: str) -> list[Sequence[st
     ("contender", "per_host"),
     [("etcd-v3", 1), ("etcd-v3", 16), ("etcd-v3, coroutines", 64), ("etcd-v3, coroutines", 250)],
 )
-def test_namespaces_form_worlds(network, run_id, tmp_path, contender, per_host):
+def test_hosts_in_namespaces_form_worlds(network, run_id, tmp_path, contender, per_host):
     nodes = HOSTS * per_host
     numbers = ("--nodes", str(nodes), "--per-host", str(per_host), "--contender", contender)
     ended = hosts.run(commands(network, run_id, *numbers, "--output", str(tmp_path)))
@@ -128,37 +128,37 @@ def test_namespaces_form_worlds(network, run_id, tmp_path, contender, per_host):
         assert row["per_node"]["raft"] >= 2
 
 
-def test_a_host_without_a_link_says_so_and_is_missed_by_the_others(network, run_id):
-    network.plug(2, "down")
+def test_a_host_without_a_link_reports_it_and_the_others_miss_the_host(network, run_id):
+    network.set_link(2, "down")
     try:
         numbers = ("--nodes", str(HOSTS), "--rdzv-conf", "join_timeout=25,read_timeout=3")
         ended = hosts.run(commands(network, run_id, *numbers))
     finally:
-        network.plug(2, "up")
+        network.set_link(2, "up")
     assert [each.code for each in ended] == [1] * HOSTS
     assert f"no etcd answers at {ETCD}" in ended[2].err
-    came = ", ".join(network.address(number) for number in (0, 1, 3))
+    joined = ", ".join(network.address(number) for number in (0, 1, 3))
     for number in (0, 1, 3):
-        assert f"3 of 4 hosts came within 25 s: {came}" in ended[number].err
+        assert f"3 of 4 hosts joined within 25 s: {joined}" in ended[number].err
 
 
-def test_a_host_that_is_cut_off_is_missed_soon(network, run_id, tmp_path):
+def test_the_others_report_a_host_that_is_cut_off(network, run_id, tmp_path):
     conf = "join_timeout=60,read_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=2"
     numbers = ("--nodes", str(2 * HOSTS), "--per-host", "2", "--rounds", "100000", "--rdzv-conf", conf)
     with hosts.running(commands(network, run_id, *numbers, "--output", str(tmp_path))) as here:
         eventually(lambda: formed(network, run_id), "the first world is over")
-        network.plug(3, "down")
+        network.set_link(3, "down")
         try:
             ended = [hosts.end(host) for host in here[:3]]
         finally:
-            network.plug(3, "up")
+            network.set_link(3, "up")
         cut_off = hosts.end(here[3])
     assert [each.code for each in [*ended, cut_off]] == [1] * HOSTS
-    assert f"{network.address(3)} (host 3): nothing was heard of it in time" in " ".join(ended[0].out.split())
+    assert f"{network.address(3)} (host 3): it published no report in time" in " ".join(ended[0].out.split())
 
 
 def formed(network: Network, run_id: str) -> bool:
-    """Return whether the first world of a run is over: this process has no way to etcd itself."""
+    """Return whether the first world of a run is over. Only a process in a namespace can connect to etcd."""
     code = f"from tests.hosts import keys; print(keys('{ETCD}', '/rendezvous/{run_id}-lobby/store/0000000000/over/'))"
     command = network.within(network.switch, sys.executable, "-c", code)
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])

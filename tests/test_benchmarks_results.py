@@ -1,19 +1,22 @@
-"""What is made of what the benchmarks measure: which run counts, what is a hit, what a table says."""
+"""What follows from the measurements: which run counts, whether a target is met, the tables; and the command."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 
 import pytest
 
-from benchmarks import circumstances, contenders, figures, formation, metrics, recovery, report, run
+from benchmarks import contenders, formation, recovery, report, run, targets
 from benchmarks import state as state_benchmark
 from benchmarks import store as store_benchmark
-from benchmarks.crew import LATE, Failed
-from benchmarks.tables import Table, remarks, seconds
-from rendezvous import cli
+from benchmarks.processes import LATE
+from benchmarks.tables import remarks, seconds
+from rendezvous.bench import checks, metadata, metrics
+from rendezvous.bench.checks import Failed
+from rendezvous.bench.tables import Table
 
 MANY = "etcd-v3, coroutines"
 
@@ -22,7 +25,7 @@ MANY = "etcd-v3, coroutines"
 
 
 def worlds(monkeypatch, *outcomes):
-    """Have the next worlds be ``outcomes``; return those that were not asked for."""
+    """Let the next worlds end with ``outcomes``; return a list of those that were not used."""
     left = [{"seconds": each} if isinstance(each, float) else {"failed": each} for each in outcomes]
     monkeypatch.setattr(formation, "form", lambda name, nodes: left.pop(0))
     return left
@@ -53,12 +56,12 @@ def test_the_fastest_world_counts_unless_one_is_wrong(monkeypatch, outcomes, row
     ],
 )
 def test_places_that_are_not_one_world_fail(places, reason):
-    formation.check([(1, 2), (0, 2)], 2)
+    checks.check_places([(1, 2), (0, 2)], 2)
     with pytest.raises(Failed, match=reason):
-        formation.check(places, 2)
+        checks.check_places(places, 2)
 
 
-def test_a_contender_that_failed_is_not_asked_for_more_nodes(monkeypatch):
+def test_a_contender_that_failed_is_not_tried_with_more_nodes(monkeypatch):
     monkeypatch.setattr(formation, "SHORT", (16, 64))
     monkeypatch.setattr(formation, "best", lambda name, nodes, runs: {"failed": LATE})
     monkeypatch.setattr(contenders.Contender, "obstacle", property(lambda self: "no torch" if self.torchs else None))
@@ -73,19 +76,19 @@ def test_a_contender_that_failed_is_not_asked_for_more_nodes(monkeypatch):
     assert "torch etcd-v2: no torch" in table.remarks[1]
 
 
-def test_a_client_that_does_not_wait_is_found_out():
+def test_a_client_that_does_not_wait_is_detected():
     ended = [store_benchmark.Ended(5.0, 6.0, 4.5), store_benchmark.Ended(4.6, 7.0, None)]
     assert store_benchmark.seconds_from(1.0, ended) == 6.0
     with pytest.raises(Failed, match="returned before"):
         store_benchmark.seconds_from(1.0, [*ended, store_benchmark.Ended(4.4, 5.0, None)])
 
 
-def test_counters_that_cannot_be_read_fail_the_run_and_no_more():
+def test_counters_that_cannot_be_read_fail_the_run():
     with pytest.raises(Failed, match="localhost:1/metrics"):
-        metrics.load("localhost:1", patience=1.0)
+        metrics.load("localhost:1", timeout=1.0)
 
 
-# What is a hit.
+# The targets.
 
 
 def world(contender, nodes, **row):
@@ -93,59 +96,60 @@ def world(contender, nodes, **row):
 
 
 def lines(*rows, recovered=()):
-    """Return what the table of figures says, by a word of what was asked."""
-    table = figures.table({"formation": list(rows), "recovery": list(recovered)})
-    return {asked: (reached, verdict) for asked, reached, verdict in table.rows}
+    """Return the value reached and the verdict of each target, by its text."""
+    table = targets.table({"formation": list(rows), "recovery": list(recovered)})
+    return {text: (reached, verdict) for text, reached, verdict in table.rows}
 
 
 def line(said, *words):
-    (found,) = [value for asked, value in said.items() if all(word in asked for word in words)]
+    (found,) = [value for text, value in said.items() if all(word in text for word in words)]
     return found
 
 
-def test_figures_are_compared_before_they_are_rounded():
+def test_values_are_compared_before_they_are_rounded():
     def verdict(requests):
         row = world(MANY, 10_000, seconds=9.0, per_node={"requests": requests, "watches": 1.0, "bytes": 10.0})
         return line(lines(row), "4 requests")
 
-    assert verdict(3.0) == ("4.0000", "hit")
-    assert verdict(3.0036) == ("4.0036", "**miss**")
+    assert verdict(3.0) == ("4.0000", "met")
+    assert verdict(3.0036) == ("4.0036", "**missed**")
 
 
-def test_what_was_not_measured_is_neither_hit_nor_miss():
+def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
     assert set(lines().values()) == {("not measured", "-")}
     said = lines(world("torch etcd-v2", 128, obstacle="torch is not installed"), world("etcd-v3", 128, seconds=0.2))
     assert line(said, "20 times") == ("not measured: torch is not installed", "-")
 
 
-def test_to_fail_is_to_miss():
+def test_a_target_is_missed_if_the_measurement_failed():
     said = lines(world(MANY, 10_000, failed="the ranks are not 0..n-1"), world("etcd-v2", 256, failed_at=128))
-    assert line(said, "10,000 nodes within") == (f"{MANY} failed: the ranks are not 0..n-1", "**miss**")
-    assert line(said, "`etcd-v2` forms 256") == ("etcd-v2 failed at 128 nodes", "**miss**")
+    assert line(said, "10,000 nodes within") == (f"{MANY} failed: the ranks are not 0..n-1", "**missed**")
+    assert line(said, "`etcd-v2` forms 256") == ("etcd-v2 failed at 128 nodes", "**missed**")
     killed = {"contender": "etcd-v3", "victim": "node", "ttl": 3}
-    assert line(lines(recovered=[{**killed, "seconds": 4.5}]), "killed node") == ("its time and 1.5 s", "hit")
-    assert line(lines(recovered=[{**killed, "failed": "no world"}]), "killed node") == ("failed: no world", "**miss**")
+    assert line(lines(recovered=[{**killed, "seconds": 4.5}]), "killed node") == ("the TTL and 1.5 s", "met")
+    said = lines(recovered=[{**killed, "failed": "no world"}])
+    assert line(said, "killed node") == ("failed: no world", "**missed**")
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        (0.25, {"seconds": 5.0}, ("20 times", "hit")),
-        (0.5, {"seconds": 5.0}, ("10 times", "**miss**")),
-        (0.24, {"failed": LATE}, ("more than 500 times", "hit")),
+        (0.25, {"seconds": 5.0}, ("20 times", "met")),
+        (0.5, {"seconds": 5.0}, ("10 times", "**missed**")),
+        (0.24, {"failed": LATE}, ("more than 500 times", "met")),
         (24.0, {"failed": LATE}, ("more than 5 times", "-")),
         (0.24, {"failed": "it crashed"}, ("torch etcd-v2 failed: it crashed", "-")),
     ],
 )
-def test_what_another_did_not_do_in_time_bounds_the_ratio(ours, theirs, expected):
+def test_the_ratio_to_a_contender_that_timed_out_is_a_lower_bound(ours, theirs, expected):
     said = lines(world("torch etcd-v2", 128, **theirs), world("etcd-v3", 128, seconds=ours))
     assert line(said, "20 times") == expected
 
 
-# What is printed.
+# The tables.
 
 
-def test_cells_and_remarks_tell_failure_from_absence():
+def test_cells_and_remarks_distinguish_failed_from_not_tried():
     rows = [
         world("a", 8, seconds=1.0, runs=[1.0, LATE, 2.0]),
         world("b", 8, failed="x; y", runs=["x; y"]),
@@ -156,14 +160,15 @@ def test_cells_and_remarks_tell_failure_from_absence():
     ]
     assert [seconds(row) for row in [*rows, None]] == ["1.00 s", "failed", "failed", "-", "-", "123 s", "-"]
     assert remarks(rows) == (
-        f"Failed: b at 8 nodes: x; c at 8 nodes: {LATE}, in each of 2 tries. What failed was not asked for more nodes.",
+        f"Failed: b at 8 nodes: x; c at 8 nodes: {LATE}, in each of 2 tries. A contender that failed was not tried "
+        "with more nodes.",
         "Not done in time, and not counted: 1 of 3 of a at 8 nodes.",
         "Not tried: e: no torch.",
     )
     assert remarks(rows[-1:]) == ()
 
 
-def test_a_table_prints_all_of_what_it_says(monkeypatch, capsys):
+def test_a_table_is_printed_completely(monkeypatch, capsys):
     monkeypatch.delenv("COLUMNS", raising=False)
     heads = [f"the {number}th of the columns" for number in range(10)]
     table = Table("[/caption]", heads, [["[bold]" * 2, *("requests" for _ in range(9))]], ("etcd at [fd00::1]:2379",))
@@ -175,9 +180,9 @@ def test_a_table_prints_all_of_what_it_says(monkeypatch, capsys):
     assert table.markdown().endswith("\n\netcd at [fd00::1]:2379")
 
 
-def test_a_short_set_is_called_one():
+def test_results_of_the_short_set_are_marked():
     row = {"contender": "etcd-v3", "victim": "node", "ttl": 3, "seconds": 3.9, "runs": [3.9]}
-    result = {"full": False, "circumstances": circumstances.circumstances(), "rows": [row]}
+    result = {"full": False, "circumstances": metadata.metadata(), "rows": [row]}
     text = report.section({"recovery": result}, ["recovery", "store"], ".")
     assert "| etcd-v3 | node | 3 s | 3.9 s |" in text
     assert text.endswith("The short set.")
@@ -187,47 +192,114 @@ def test_a_short_set_is_called_one():
     assert "the slowest of 3 runs" in table.caption
 
 
-def test_git_that_does_not_tell_loses_nothing(monkeypatch):
+def test_the_metadata_is_complete_without_git(monkeypatch):
     def fail(*arguments, **options):
         raise subprocess.CalledProcessError(128, "git")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    made = circumstances.circumstances("3.6.1")
+    made = metadata.metadata("3.6.1")
     assert made["commit"] is None
     assert made["versions"]["etcd"] == "3.6.1"
-    assert "etcd 3.6.1" in circumstances.summary(made)
+    assert "etcd 3.6.1" in metadata.summary(made)
 
 
 # The command.
 
 
-def test_one_that_fails_does_not_keep_the_others(monkeypatch, tmp_path, capsys):
-    class Benchmark:
-        @staticmethod
-        def measure(full):
-            return [{"full": full}]
+@pytest.fixture
+def folders(monkeypatch, tmp_path):
+    """Let the command write into a folder of the test; return that folder."""
+    for name, path in (("OUT", "out"), ("RESULTS", "results"), ("README", "README.md")):
+        monkeypatch.setattr(run, name, tmp_path / path)
+    (tmp_path / "README.md").write_text(f"before {report.MARKS[0]} old {report.MARKS[1]} after")
+    return tmp_path
 
-        @staticmethod
-        def tables(rows):
-            return [Table("done", ["rows"], [[str(len(rows))]])]
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nonsense"], "unknown benchmark: nonsense; known: state, formation,"),
+        (["state", "nonsense"], "unknown benchmark: nonsense;"),
+        (["--readme", "state"], "--readme measures nothing"),
+        (["--readme", "--full"], "--readme measures nothing"),
+        (["--readme", "--publish"], "--readme measures nothing"),
+        (["--endpoint", "h"], "unrecognized arguments: --endpoint"),
+    ],
+)
+def test_a_wrong_call_is_refused_with_the_reason(folders, capsys, arguments, reason):
+    with pytest.raises(SystemExit) as end:
+        run.main(arguments)
+    assert end.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_the_named_benchmarks_run_and_write_to_a_folder_that_git_ignores(monkeypatch):
+    ran = []
+    monkeypatch.setattr(run, "measure", lambda *arguments: ran.append(arguments))
+    assert run.main(["state", "formation", "--full"]) == 0
+    assert ran == [("state", True, run.OUT), ("formation", True, run.OUT)]
+    ignored = subprocess.run(["git", "check-ignore", "-q", run.OUT / "state.json"], cwd=run.README.parent, check=False)
+    assert ignored.returncode in (0, 128)  # 128: not in a clone
+
+
+class Benchmark:
+    @staticmethod
+    def measure(full):
+        return [{"contender": "another", "full": full}]
+
+    @staticmethod
+    def tables(rows):
+        return [Table("a table", ["rows"], [[str(len(rows))]])]
+
+
+def test_if_one_benchmark_fails_the_others_still_run(monkeypatch, folders, capsys):
     def module(name):
         if name == "state":
             raise Failed("the twins' bytes differ")
         return Benchmark
 
     monkeypatch.setattr(run, "module", module)
-    assert cli.main(["bench", "state", "store", "--output", str(tmp_path)]) == 1
-    assert "rendezvous bench state: the twins' bytes differ" in capsys.readouterr().err
-    assert json.loads((tmp_path / "store.json").read_text())["rows"] == [{"full": False}]
+    assert run.main(["state", "store"]) == 1
+    assert "state failed: the twins' bytes differ" in capsys.readouterr().err
+    assert json.loads((folders / "out/store.json").read_text())["rows"] == [{"contender": "another", "full": False}]
+    assert sorted(path.name for path in folders.rglob("*")) == ["README.md", "out", "store.json"]
 
 
-def test_without_matplotlib_nothing_is_measured_for_the_readme(monkeypatch, capsys):
+def test_published_results_are_in_the_readme(monkeypatch, folders):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(run, "module", lambda name: Benchmark)
+    assert run.main(["recovery", "store", "--publish"]) == 0
+    assert sorted(path.name for path in (folders / "results").iterdir()) == ["README.md", "recovery.json", "store.json"]
+    readme = (folders / "README.md").read_text()
+    assert readme.startswith(f"before {report.MARKS[0]}\n\nThe targets")
+    assert readme.endswith(f"{report.MARKS[1]} after")
+    assert "old" not in readme
+    assert readme.count("a table") == 1  # of the two, only recovery is in the README itself
+    assert (folders / "results/README.md").read_text().count("a table") == 2
+    assert run.main(["--readme"]) == 0
+    assert (folders / "README.md").read_text() == readme
+
+
+def test_the_readme_is_what_the_results_say(monkeypatch, folders):
+    pytest.importorskip("matplotlib")
+    monkeypatch.undo()
+    readme, results = run.README.read_text(), run.RESULTS / "README.md"
+    copy = folders / "benchmarks/results"
+    shutil.copytree(run.RESULTS, copy)
+    (folders / "README.md").write_text(readme)
+    report.write(folders / "README.md", copy)
+    assert (folders / "README.md").read_text() == readme
+    assert (copy / "README.md").read_text() == results.read_text()
+
+
+def test_without_matplotlib_nothing_is_measured_for_the_readme(monkeypatch, folders, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
-    monkeypatch.setattr(run, "measured", lambda *arguments: pytest.fail("measured"))
-    assert cli.main(["bench", "state", "--output", str(run.RESULTS)]) == 2
-    assert "etcd-rendezvous[bench]" in capsys.readouterr().err
+    monkeypatch.setattr(run, "measure", lambda *arguments: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as end:
+        run.main(["state", "--publish"])
+    assert end.value.code == 2
+    assert "pip install -e '.[dev]'" in capsys.readouterr().err
 
 
 def test_the_state_is_measured_without_the_compiled_core(monkeypatch):
@@ -242,7 +314,7 @@ def test_the_state_is_measured_without_the_compiled_core(monkeypatch):
     assert "compiled: not here" in cycle.remarks[0]
 
 
-def test_an_operation_that_fails_keeps_the_times_of_those_before(monkeypatch):
+def test_a_failed_operation_keeps_the_times_of_the_earlier_ones(monkeypatch):
     monkeypatch.setattr(store_benchmark, "OPERATIONS", ("barrier", "multi_get", "nonsense"))
     row = store_benchmark.run("etcd-v3", 4)
     assert row["failed"] == "nonsense: KeyError: 'nonsense'"

@@ -1,4 +1,4 @@
-"""The model of scale: its queues on cases that one can reckon by hand, and small worlds in it."""
+"""The model of the benchmark scale: its queues in cases that can be calculated by hand, and small worlds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def finish(*work: tuple[Station, float]) -> list[float]:
 # The queues.
 
 
-def test_as_many_requests_take_their_number_divided_by_the_capacity(run):
+def test_requests_take_their_number_divided_by_the_capacity(run):
     async def scenario() -> tuple[list[float], float]:
         station = Station(Cores(1))
         return await finish(*[(station, 1 / 500)] * 1000), station.busy["work"]
@@ -98,10 +98,10 @@ def test_a_station_serves_again_after_it_was_idle(run):
     assert run(scenario()) == pytest.approx([3.0])
 
 
-# The loop.
+# The event loop.
 
 
-def test_timers_come_in_their_order_and_cancelled_ones_do_not():
+def test_timers_fire_in_order_and_cancelled_ones_do_not():
     loop = LargeLoop()
     said: list[str] = []
 
@@ -128,13 +128,13 @@ def test_timers_come_in_their_order_and_cancelled_ones_do_not():
 
 def test_a_world_of_one_node_takes_its_requests_one_after_the_other():
     found = simulated.run(Machine(prices(etcd=0.0, client=0.0, latency=1.0)), 1, formation_only=True)
-    # Lease and watch side by side; the transaction; then the coordinator: its watch, ctl/, the run's lease, the
-    # leftovers, the nodes, and the outcome, of which the node hears half a second after etcd has it; and as rank 0 it
-    # says where to meet.
+    # The lease and the watch at the same time; the transaction; then, as the coordinator: its watch, ctl/, the run
+    # lease, old keys, the nodes, and the outcome, which the node receives half a second after etcd has it; then, as
+    # rank 0, the bootstrap.
     assert found["formation"]["seconds"] == pytest.approx(1 + 1 + 5 + 0.5 + 0.5 + 1)
 
 
-def test_a_world_takes_no_less_than_its_work_at_the_capacity_of_etcd():
+def test_a_world_takes_at_least_its_work_at_the_capacity_of_etcd():
     machine = Machine(prices(etcd=1 / 1000, client=0.0, latency=0.0))
     formation = simulated.run(machine, 200, formation_only=True)["formation"]
     requests = sum(formation["per_node"][kind] for kind in (GRANT, WRITE, WATCH, READ))
@@ -152,7 +152,7 @@ def test_a_world_is_the_same_each_time_for_a_seed():
     assert first["steady"]["keep_alives_per_second"] == pytest.approx(30 / 4.5, rel=0.2)
 
 
-def test_a_large_world_looks_up_its_shards():
+def test_the_nodes_of_a_large_world_read_their_shards():
     formation = simulated.run(Machine(prices(etcd=1e-5)), 1500, formation_only=True)["formation"]
     assert formation["per_node"][SERIALIZABLE] == 1.0
 
@@ -164,14 +164,14 @@ def test_nodes_that_share_two_cores_with_etcd_need_all_their_work_divided_by_two
     assert formation["seconds"] == pytest.approx(100 * pieces * 5e-4 / 2, rel=0.1)
 
 
-def test_a_request_that_etcd_is_too_slow_for_is_tried_again():
+def test_a_request_that_times_out_is_sent_again():
     slow = prices()
     slow.kinds[GRANT] = Cost(0.1, 0.0, 0.0)
     formation = simulated.run(Machine(slow), 80, formation_only=True)["formation"]
     assert formation["per_node"][GRANT] > 1.3  # those that were answered within 5 s were not
 
 
-# What is made of measurements.
+# From measurements to prices.
 
 
 def measured(seconds: float = 1e-3) -> dict[str, Any]:
@@ -184,12 +184,12 @@ def measured(seconds: float = 1e-3) -> dict[str, Any]:
     }
 
 
-def test_latency_is_what_is_nobodys_work():
+def test_latency_is_the_time_in_which_neither_side_works():
     assert capacities.prices(measured()).kinds[WRITE] == Cost(1e-3, 1e-3, pytest.approx(3e-3))
     assert capacities.prices(measured(4e-3)).kinds[WRITE].latency == 0.0
 
 
-def test_the_share_of_the_cores_is_the_work_done_in_the_time_that_they_had():
+def test_the_share_of_the_cores_is_the_work_divided_by_the_time_available():
     stages = measured()["stages"]
     assert capacities.share(stages, cores=2) == pytest.approx(1000 * 2e-3 / 2)
     for stage in stages.values():
@@ -210,14 +210,7 @@ def test_published_figures_are_capacities_and_the_time_of_one_client():
     assert cost.client == 1e-4
 
 
-def test_without_the_sources_the_benchmark_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(simulated, "clone", lambda: None)
-    rows = scale.measure()
-    assert "run this in a clone" in rows[0]["failed"]
-    assert "run this in a clone" in scale.tables(rows)[0].markdown()
-
-
-def test_the_tables_say_that_they_are_predictions_and_name_errors_and_failures():
+def test_the_tables_show_predictions_errors_and_failures():
     machine = Machine(prices())
     world = simulated.run(machine, 10)
     load = {"requests": 2.0, "watches": 1.0, "bytes": 1024.0}

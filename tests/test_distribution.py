@@ -1,4 +1,4 @@
-"""What the sdist and the wheels hold, and the templates beside them."""
+"""The content of the sdist and the wheels, and the templates for clusters."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hosts import plan_of
 from rendezvous import cli
+from rendezvous.bench.plan import plan_of
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("build")
@@ -51,7 +51,7 @@ def unpacked(sdist, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def dist(sdist, unpacked, tmp_path_factory) -> Path:
-    """A folder as of a release, with one wheel for this platform: its name is what auditwheel would give it."""
+    """A folder as in a release, with one wheel for this platform, renamed as auditwheel would name it."""
     folder = tmp_path_factory.mktemp("dist")
     shutil.copy(sdist, folder)
     shutil.copy(build(unpacked, tmp_path_factory.mktemp("pure"), "--wheel", RENDEZVOUS_NO_EXTENSIONS="1"), folder)
@@ -65,7 +65,7 @@ def dist(sdist, unpacked, tmp_path_factory) -> Path:
 
 @contextmanager
 def rewritten(wheel: Path, to: Path | None = None) -> Iterator[dict[str, bytes]]:
-    """A wheel's files by name, to change; it is written again, with a RECORD that is right."""
+    """Yield a wheel's files by name, to be changed; then write the wheel again, with a correct RECORD."""
     with zipfile.ZipFile(wheel) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     yield contents
@@ -93,7 +93,7 @@ def check(folder: Path, *arguments: str) -> tuple[int, str]:
     return result.returncode, result.stdout
 
 
-def test_the_sdist_holds_what_git_does_and_each_wheel_what_it_must(dist):
+def test_the_sdist_holds_the_files_of_git_and_each_wheel_those_of_the_package(dist):
     assert check(dist) == (0, f"{dist}: the sdist and the wheels hold what they must\n")
     assert check(dist, "--wheels", "3") == (1, f"{dist} holds 2 wheels, not 3\n")
 
@@ -137,7 +137,7 @@ EXTENSION = f"_swap_c.cpython-{sys.version_info[0]}{sys.version_info[1]}-"
 @pytest.mark.parametrize(
     ("kind", "change", "fault"),
     [
-        ("built", lambda files: files.update({"_core/state.pyx": b""}), "holds _core/state.pyx, which is not of the"),
+        ("built", lambda files: files.update({"_core/state.pyx": b""}), "holds _core/state.pyx, which is not in the"),
         ("built", lambda files: files.update({"rendezvous/_core/swap.c": b""}), "holds rendezvous/_core/swap.c, which"),
         ("built", drop("_core/_state_c.pyi"), "lacks rendezvous/_core/_state_c.pyi"),
         ("built", drop("py.typed"), "lacks rendezvous/py.typed"),
@@ -148,7 +148,7 @@ EXTENSION = f"_swap_c.cpython-{sys.version_info[0]}{sys.version_info[1]}-"
         ("pure", drop("_core/_swap_py.py"), "lacks rendezvous/_core/_swap_py.py"),
     ],
 )
-def test_a_wheel_that_holds_something_else_is_named_with_what_it_is(altered, kind, change, fault):
+def test_a_wheel_with_other_content_is_reported_with_the_difference(altered, kind, change, fault):
     (wheel,) = (path for path in altered.glob("*.whl") if path.name.endswith("-none-any.whl") == (kind == "pure"))
     with rewritten(wheel) as contents:
         change(contents)
@@ -157,7 +157,7 @@ def test_a_wheel_that_holds_something_else_is_named_with_what_it_is(altered, kin
     assert [line for line in output.splitlines() if line.startswith(f"{wheel.name}: ") and fault in line]
 
 
-def test_a_wheel_that_was_not_repaired_or_changed_after_its_record_was_written_is_named(altered):
+def test_a_wheel_that_was_not_repaired_or_has_a_wrong_record_is_reported(altered):
     (wheel,) = (path for path in altered.glob("*.whl") if not path.name.endswith("-none-any.whl"))
     raw = wheel.rename(altered / f"{wheel.name.rpartition('-')[0]}-linux_x86_64.whl")
     assert f"{raw.name}: was not repaired" in check(altered)[1]
@@ -166,7 +166,7 @@ def test_a_wheel_that_was_not_repaired_or_changed_after_its_record_was_written_i
     assert f"{raw.name}: its RECORD is wrong" in check(altered)[1]
 
 
-def test_a_folder_without_the_sdist_or_the_pure_wheel_or_with_something_else_is_told_so(altered):
+def test_a_folder_with_missing_or_other_files_is_reported(altered):
     (altered / "notes").touch()
     next(altered.glob("*-any.whl")).unlink()
     assert check(altered)[1].splitlines() == [
@@ -177,7 +177,7 @@ def test_a_folder_without_the_sdist_or_the_pure_wheel_or_with_something_else_is_
     assert f"{altered} holds 0 sdists, not one" in check(altered)[1]
 
 
-def test_an_sdist_that_is_not_the_tree_is_told_so(altered, unpacked):
+def test_an_sdist_that_differs_from_the_tree_is_reported(altered, unpacked):
     (sdist,) = altered.glob("*.tar.gz")
     with tarfile.open(sdist, "w:gz") as archive:
         for path in unpacked.rglob("*"):
@@ -190,7 +190,7 @@ def test_an_sdist_that_is_not_the_tree_is_told_so(altered, unpacked):
     assert f"{sdist.name}: holds src/_core/state.c, which git does not know" in output
 
 
-def test_cibuildwheel_builds_what_is_promised():
+def test_cibuildwheel_builds_the_wheels_of_the_documentation():
     pytest.importorskip("cibuildwheel")
     pythons = ["310", "311", "312", "313", "314", "314t"]
     built = set()
@@ -200,16 +200,41 @@ def test_cibuildwheel_builds_what_is_promised():
         built |= set(result.stdout.split())
     platforms = [f"{libc}linux_{arch}" for libc in ("many", "musl") for arch in ("x86_64", "aarch64")]
     assert built == {f"cp{p}-{on}" for p in pythons for on in (*platforms, "macosx_x86_64", "macosx_arm64")}
-    # Beside them the wheel for every Python.
+    # The wheel for every Python is built without cibuildwheel.
     assert f"check_dist.py dist --wheels {len(built) + 1}\n" in (ROOT / ".github/workflows/wheels.yml").read_text()
 
 
-def test_a_build_that_must_have_the_extensions_fails_without_a_compiler(unpacked, tmp_path):
+def test_the_tests_that_cibuildwheel_runs_exist():
+    named = re.findall(r"\{project\}/(tests/[\w/.]*)", (ROOT / "pyproject.toml").read_text())
+    assert len(named) > 5
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_wheels_hold_the_benchmark_on_a_cluster_and_no_other(dist):
+    for wheel in dist.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+        assert "rendezvous/bench/worlds.py" in names
+        assert {name.partition("/")[0] for name in names} == {"rendezvous", "etcd_rendezvous-0.1.0.dist-info"}
+
+
+def test_the_installed_benchmark_needs_no_clone(dist):
+    (wheel,) = dist.glob("*-none-any.whl")
+    code = (
+        f"import sys; sys.path.insert(0, {str(wheel)!r});"
+        "from rendezvous import cli; from rendezvous.bench import worlds;"
+        "print(worlds.__file__, [name for name in sys.modules if name.startswith(('benchmarks', 'tests'))])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert result.stdout.split() == [f"{wheel}/rendezvous/bench/worlds.py", "[]"]
+
+
+def test_a_build_that_requires_the_extensions_fails_without_a_compiler(unpacked, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         build(unpacked, tmp_path, "--wheel", RENDEZVOUS_REQUIRE_EXTENSIONS="1", CC="/nowhere/cc")
 
 
-def test_a_build_without_a_compiler_gives_a_wheel_that_works_in_pure_python(unpacked, tmp_path):
+def test_without_a_compiler_the_wheel_is_pure_and_works(unpacked, tmp_path):
     wheel = build(unpacked, tmp_path, "--wheel", RENDEZVOUS_REQUIRE_EXTENSIONS="", CC="/nowhere/cc")
     code = (
         f"import sys; sys.path.insert(0, {str(wheel)!r}); import rendezvous._core as c;"
@@ -220,7 +245,7 @@ def test_a_build_without_a_compiler_gives_a_wheel_that_works_in_pure_python(unpa
     assert str(wheel) in result.stdout
 
 
-def test_the_kubernetes_manifest_is_an_indexed_job_whose_command_is_understood():
+def test_the_kubernetes_manifest_is_an_indexed_job_with_a_valid_command():
     yaml = pytest.importorskip("yaml")
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     manifest = yaml.safe_load((ROOT / "benchmarks/cluster/formation.k8s.yaml").read_text())

@@ -1,15 +1,15 @@
 """Check what a release holds: ``python tools/check_dist.py dist [--wheels 37]``.
 
-What git knows says what the sdist holds, and the sdist says what every wheel holds: no file less, no file more, and
-the same bytes. A wheel for a platform holds besides one extension for each Cython source, built for the Python that
-its name says; the wheel for every Python holds none. Prints each fault on a line of its own; exits with 1 if any.
+The sdist must hold the files that git knows, and each wheel the files of the package in the sdist: none missing, none
+added, and the same bytes. A wheel for a platform also holds one extension for each Cython source, built for the Python
+in the wheel's name; the wheel for every Python holds none. Prints each fault on a line of its own, and exits with 1 if
+there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import subprocess
 import sys
 import tarfile
@@ -21,22 +21,22 @@ from installer.sources import WheelFile
 from installer.utils import parse_metadata_file, parse_wheel_filename
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"src/rendezvous/": "rendezvous/", "benchmarks/": "rendezvous/benchmarks/"}
-"""The folders whose files are installed, and where to: of the benchmarks the modules, and not their results."""
+PACKAGES = "src/"
+"""The folder of the package in the sdist; everything outside it is not installed."""
 SOURCES = "src/_core/"
 GENERATED = ("PKG-INFO", "setup.cfg", "src/etcd_rendezvous.egg-info/")
 PURE = "py3-none-any"
 
 
 def tracked() -> set[str]:
-    """Return the files that git knows or would add, without those for work on the project: ``.github`` and the like."""
+    """Return the files that git knows or would add, without names that start with a dot, such as ``.github``."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     return {name for name in names if not name.startswith(".") and (ROOT / name).exists()}
 
 
 def read_sdist(path: Path) -> dict[str, bytes]:
-    """Return the sdist's files by name, without the folder that holds them all and what setuptools adds."""
+    """Return the sdist's files by their name inside its top folder, without those that setuptools adds."""
     files = {}
     with tarfile.open(path) as archive:
         for member in archive:
@@ -46,7 +46,7 @@ def read_sdist(path: Path) -> dict[str, bytes]:
 
 
 def sdist_faults(files: dict[str, bytes]) -> Iterator[str]:
-    """Compare the sdist with the tree."""
+    """Compare the sdist with the working tree."""
     names = tracked()
     yield from (f"lacks {name}" for name in sorted(names - files.keys()))
     yield from (f"holds {name}, which git does not know" for name in sorted(files.keys() - names))
@@ -60,14 +60,12 @@ def sdist_faults(files: dict[str, bytes]) -> Iterator[str]:
 def installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield, for each file of the sdist that is installed, its name in a wheel and its name in the sdist."""
     for name in names:
-        for folder, package in PACKAGES.items():
-            inside = name.removeprefix(folder)
-            if inside != name and (folder.startswith("src/") or re.fullmatch(r"\w+\.py", inside)):
-                yield package + inside, name
+        if name.startswith(PACKAGES) and not name.startswith(SOURCES):
+            yield name.removeprefix(PACKAGES), name
 
 
 def wheel_faults(path: Path, files: dict[str, bytes]) -> Iterator[str]:
-    """Compare a wheel with the sdist, and with what its own name says."""
+    """Compare a wheel with the sdist and with its own name."""
     tag = parse_wheel_filename(path.name).tag
     pythons, abi, platform = tag.split("-")
     with WheelFile.open(path) as wheel:
@@ -87,7 +85,7 @@ def wheel_faults(path: Path, files: dict[str, bytes]) -> Iterator[str]:
     if (metadata["Root-Is-Purelib"] == "true") != (tag == PURE):
         yield f"says Root-Is-Purelib: {metadata['Root-Is-Purelib']}"
     if platform.startswith("linux_"):
-        yield "was not repaired: it is for this machine alone, and no index takes it"
+        yield "was not repaired: it runs only on this machine, and the index refuses it"
 
     extensions = sorted(name for name in contents if name.endswith((".so", ".pyd")))
     built = [name.partition(".")[0] for name in extensions]
@@ -100,7 +98,7 @@ def wheel_faults(path: Path, files: dict[str, bytes]) -> Iterator[str]:
     package = dict(installed(files))
     others = contents.keys() - set(extensions)
     yield from (f"lacks {name}" for name in sorted(package.keys() - others))
-    yield from (f"holds {name}, which is not of the package" for name in sorted(others - package.keys()))
+    yield from (f"holds {name}, which is not in the package" for name in sorted(others - package.keys()))
     yield from (
         f"holds another {name} than the sdist"
         for name in sorted(others & package.keys())

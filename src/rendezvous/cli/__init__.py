@@ -16,7 +16,7 @@ from typing import Protocol
 import rendezvous
 from rendezvous._core import COMPILED
 from rendezvous.api import RendezvousError
-from rendezvous.cli import config, demo
+from rendezvous.cli import bench, config, demo
 
 __all__ = ["Command", "main"]
 
@@ -36,7 +36,7 @@ class Command(Protocol):
         """Run the subcommand and return the exit code."""
 
 
-_COMMANDS: tuple[Command, ...] = (config, demo)
+_COMMANDS: tuple[Command, ...] = (bench, config, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -98,6 +98,11 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         """What this node publishes about itself."""
         return self._node
 
+    @property
+    def member(self) -> Member:
+        """The protocol of this node. Its coroutines run on the loop of :mod:`rendezvous.etcd.v3.background`."""
+        return self._member
+
     def get_backend(self) -> str:
         """See :meth:`RendezvousHandler.get_backend`."""
         return "etcd-v3"

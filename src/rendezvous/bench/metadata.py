@@ -1,4 +1,4 @@
-"""When, where and on what a benchmark ran."""
+"""Metadata of a benchmark's results: date, commit, machine and versions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from typing import Any
 from rendezvous._core import COMPILED
 from rendezvous.etcd.server import find_etcd
 
-_SOURCES = Path(__file__).parents[1]
+__all__ = ["metadata", "summary"]
+
+# The root of the clone, if the package is used from one.
+_ROOT = Path(__file__).parents[3]
 _DISTRIBUTIONS = ("etcd-rendezvous", "torch", "grpcio", "protobuf", "python-etcd", "urllib3", "cython", "numpy")
 
 
-def circumstances(etcd: str | None = None) -> dict[str, Any]:
-    """Return date, commit (with a + where the sources are changed; None where git does not tell), machine and versions.
+def metadata(etcd: str | None = None) -> dict[str, Any]:
+    """Return date, commit, machine and versions.
 
-    ``etcd`` is the version of the etcd that was measured: of the one that benchmarks start unless given.
+    Args:
+        etcd: the version of the etcd that was measured; by default that of the etcd that benchmarks start.
+
+    Returns:
+        A JSON object. The commit ends with a + if the sources have changed since, and is None outside a clone.
     """
     versions = {"etcd": etcd or _etcd(), **{name: _version(name) for name in _DISTRIBUTIONS}}
     return {
@@ -34,19 +41,19 @@ def circumstances(etcd: str | None = None) -> dict[str, Any]:
 
 
 def _output(*command: str) -> str | None:
-    """Return what a command prints, or None where it cannot run or fails."""
+    """Return what a command prints; None if it cannot run or fails."""
     try:
-        done = subprocess.run(command, cwd=_SOURCES, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
 
 
 def _commit() -> str | None:
-    if not (_SOURCES / ".git").exists():
+    if not (_ROOT / ".git").exists():
         return None
     commit = _output("git", "rev-parse", "--short", "HEAD")
-    # The model runs on the simulated etcd of the tests.
+    # The model of benchmarks/scale.py runs on the simulated etcd of the tests.
     changed = _output("git", "status", "--porcelain", "src", "benchmarks/*.py", "tests/simulation")
     return None if commit is None or changed is None else commit + ("+" if changed else "")
 
@@ -76,7 +83,7 @@ def _version(distribution: str) -> str | None:
 
 
 def summary(made: dict[str, Any]) -> str:
-    """Return circumstances in one line."""
+    """Return what :func:`metadata` returned in one line."""
     versions = ", ".join(
         f"{name} {version}" for name, version in {"Python": made["python"], **made["versions"]}.items()
     )

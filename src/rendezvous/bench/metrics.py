@@ -1,4 +1,4 @@
-"""What etcd has done so far, by its own counters."""
+"""The counters of an etcd, read from its ``/metrics``."""
 
 from __future__ import annotations
 
@@ -7,27 +7,35 @@ import re
 import ssl
 import urllib.request
 
-from benchmarks.crew import Failed
+from rendezvous.bench.checks import Failed
+
+__all__ = ["NAMES", "difference", "load"]
 
 NAMES = ("requests", "watches", "keep_alives", "bytes", "raft", "cpu")
 
 
-def load(endpoint: str, tls: ssl.SSLContext | None = None, patience: float = 30.0) -> dict[str, float]:
-    """Return the counters of the etcd at ``endpoint`` by name, all from its start.
+def load(endpoint: str, tls: ssl.SSLContext | None = None, timeout: float = 30.0) -> dict[str, float]:
+    """Return the counters of an etcd since it started, by name.
 
-    requests: single requests, of the v3 API and of the v2 API (where watches and polls count too)
-    watches, keep_alives: messages on the v3 API's streams
-    bytes: sent to clients of the v3 API; etcd does not count those of the v2 API
-    raft: writes, which all members of a cluster agree on
-    cpu: seconds
+    - requests: unary requests of the v3 API, and all requests of the v2 API (its watches and polls are requests too)
+    - watches, keep_alives: messages that clients sent on the streams of the v3 API
+    - bytes: sent to clients of the v3 API; etcd does not count the bytes of the v2 API
+    - raft: writes that the members of the cluster applied
+    - cpu: seconds
 
-    Raises Failed where etcd does not answer within ``patience`` seconds.
+    Args:
+        endpoint: host and port of one etcd member.
+        tls: how to connect by TLS; plain HTTP by default.
+        timeout: seconds within which etcd must answer.
+
+    Raises:
+        Failed: etcd did not answer.
     """
-    # Not by way of a proxy, whatever the environment says: no more than the nodes.
+    # The nodes use no proxy, so neither does this request, whatever the environment says.
     handlers = [urllib.request.ProxyHandler({}), *([] if tls is None else [urllib.request.HTTPSHandler(context=tls)])]
     url = f"{'http' if tls is None else 'https'}://{endpoint}/metrics"
     try:
-        with urllib.request.build_opener(*handlers).open(url, timeout=patience) as answer:
+        with urllib.request.build_opener(*handlers).open(url, timeout=timeout) as answer:
             text = answer.read().decode()
     except (OSError, http.client.HTTPException) as exc:
         raise Failed(f"etcd's counters could not be read from {url}: {exc}") from exc
@@ -50,5 +58,5 @@ def load(endpoint: str, tls: ssl.SSLContext | None = None, patience: float = 30.
 
 
 def difference(after: dict[str, float], before: dict[str, float], by: float = 1.0) -> dict[str, float]:
-    """Return what was done between two looks, divided ``by``."""
+    """Return how much each counter has grown, divided ``by`` a number of nodes or seconds."""
     return {name: round((after[name] - before[name]) / by, 4) for name in after}
