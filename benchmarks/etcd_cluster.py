@@ -50,13 +50,20 @@ class EtcdCluster:
         members: the number of members; they are numbered from 0.
         credentials: how clients connect; without TLS and users by default. Peers connect without TLS.
         flags: further flags of etcd, such as those that ``credentials`` require.
+        binary: the etcd binary; by default the one that :func:`find_etcd` finds.
 
     Raises:
         FileNotFoundError: there is no etcd binary.
     """
 
-    def __init__(self, members: int = 3, credentials: Credentials | None = None, flags: Sequence[str] = ()) -> None:
-        self._binary = find_etcd()
+    def __init__(
+        self,
+        members: int = 3,
+        credentials: Credentials | None = None,
+        flags: Sequence[str] = (),
+        binary: str | None = None,
+    ) -> None:
+        self._binary = find_etcd(binary)
         self._credentials = credentials or Credentials()
         self._flags = flags
         self.ports = [get_free_port(_HOST) for _ in range(members)]

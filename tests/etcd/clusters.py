@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import trustme
 
 from benchmarks.etcd_cluster import EtcdCluster, send
 from rendezvous.etcd.v3.endpoints import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2
+from tests import etcds
 
 BOUND = 30.0
 """Seconds within which anything that must happen in a test happens."""
@@ -50,12 +50,16 @@ class Certificates:
 class Cluster(EtcdCluster):
     """A cluster, for a test; it may ask for certificates."""
 
-    def __init__(self, members: int = 3, tls: Certificates | None = None, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        members: int = 3,
+        tls: Certificates | None = None,
+        flags: Sequence[str] = (),
+        binary: str | None = None,
+    ) -> None:
         more = () if tls is None else tls.flags
-        try:
-            super().__init__(members, None if tls is None else tls.credentials, (*flags, *more))
-        except FileNotFoundError as exc:
-            pytest.skip(str(exc))
+        credentials = None if tls is None else tls.credentials
+        super().__init__(members, credentials, (*flags, *more), binary or etcds.newest())
 
     def have_lead(self, member: int) -> None:
         """Have ``member`` lead."""

@@ -130,9 +130,9 @@ def test_without_python_etcd_the_error_names_the_package_and_the_command(monkeyp
 
 
 @pytest.fixture(scope="module")
-def guarded():
+def guarded(v2_binary):
     """An etcd with the users root and trainer, on which guests may do nothing."""
-    with EtcdServer() as server:
+    with EtcdServer(etcd_binary_path=v2_binary, enable_v2=True) as server:
         from urllib.request import Request, urlopen
 
         def put(path: str, body: str, user: str | None = None) -> None:

@@ -13,7 +13,6 @@ import etcd as python_etcd
 import pytest
 
 from rendezvous.dynamic.backend_v2 import EtcdRendezvousBackend
-from rendezvous.etcd.server import find_etcd
 from rendezvous.etcd.v2.client import EtcdClient
 from rendezvous.utils import get_free_port
 from tests.nodes import eventually
@@ -23,8 +22,8 @@ from tests.proxy import Proxy
 class Member:
     """A member that its peers reach through a proxy."""
 
-    def __init__(self, name: str, folder: str) -> None:
-        self.name, self._folder = name, folder
+    def __init__(self, name: str, folder: str, binary: str) -> None:
+        self.name, self._folder, self._binary = name, folder, binary
         self.port, self._peer_port = get_free_port("localhost"), get_free_port("localhost")
         self.proxy = Proxy(self._peer_port)
         self.peer_url = f"http://localhost:{self.proxy.port}"
@@ -32,7 +31,7 @@ class Member:
     def start(self, cluster: list[Member], state: str) -> None:
         client_url = f"http://localhost:{self.port}"
         command = [
-            *(find_etcd(), "--name", self.name, "--data-dir", f"{self._folder}/{self.name}", "--enable-v2"),
+            *(self._binary, "--name", self.name, "--data-dir", f"{self._folder}/{self.name}", "--enable-v2"),
             *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),
             *("--listen-peer-urls", f"http://localhost:{self._peer_port}"),
             *("--initial-advertise-peer-urls", self.peer_url, "--initial-cluster-state", state),
@@ -52,9 +51,9 @@ class Member:
 
 
 @pytest.fixture
-def members(etcd, tmp_path) -> Iterator[tuple[Member, Member]]:
+def members(v2_binary, tmp_path) -> Iterator[tuple[Member, Member]]:
     """A member that is a quorum by itself, and a learner."""
-    voter, learner = Member("voter", str(tmp_path)), Member("learner", str(tmp_path))
+    voter, learner = Member("voter", str(tmp_path), v2_binary), Member("learner", str(tmp_path), v2_binary)
     with ExitStack() as stack:
         for proxy in (voter.proxy, learner.proxy):
             stack.enter_context(proxy)

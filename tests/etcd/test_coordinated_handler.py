@@ -302,8 +302,8 @@ def test_the_traceback_of_an_error_has_a_few_lines(job):
     assert_short(closed.value)
 
 
-def test_the_traceback_of_an_etcd_that_stopped_has_a_few_lines(caplog):
-    with EtcdServer(enable_v2=False) as server:
+def test_the_traceback_of_an_etcd_that_stopped_has_a_few_lines(v3_binary, caplog):
+    with EtcdServer(etcd_binary_path=v3_binary, enable_v2=False) as server:
         run = Job(server.get_endpoint(), "run", 2, 2, join_timeout=2)
         node = run.node("node-0")
     with caplog.at_level(logging.DEBUG, "rendezvous"), pytest.raises(RendezvousConnectionError) as caught:

@@ -160,12 +160,12 @@ def test_each_option_reaches_the_client(etcd, run_id, tmp_path, monkeypatch, opt
     assert {name: backend._client._options[name] for name in expected} == expected
 
 
-def test_tls_with_a_client_certificate(run_id, tmp_path):
+def test_tls_with_a_client_certificate(v2_binary, run_id, tmp_path):
     tls = Certificates(tmp_path, mutual=True)
     both = tmp_path / "both.pem"
     both.write_text(Path(tls.cert).read_text() + Path(tls.key).read_text())
     trust = {"protocol": "https", "ca_cert": tls.ca, "read_timeout": 5}
-    with Cluster(1, tls, ["--enable-v2"]) as cluster:
+    with Cluster(1, tls, ["--enable-v2"], v2_binary) as cluster:
         for files in ({"ssl_cert": tls.cert, "ssl_cert_key": tls.key}, {"ssl_cert": str(both)}):
             given = RendezvousParameters("etcd-v2", cluster.endpoint, run_id, 1, 1, **trust, **files)
             backend, _ = create_backend(given)
@@ -211,8 +211,9 @@ def test_an_etcd_without_the_v2_api_is_an_error_that_says_so(run_id):
         create_backend(params(server, run_id))
 
 
-def test_an_etcd_that_has_lost_its_data_is_accepted(run_id):
-    with EtcdServer() as old, EtcdServer() as new, Proxy(old.get_port()) as proxy:
+def test_an_etcd_that_has_lost_its_data_is_accepted(v2_binary, run_id):
+    old, new = (EtcdServer(etcd_binary_path=v2_binary, enable_v2=True) for _ in range(2))
+    with old, new, Proxy(old.get_port()) as proxy:
         backend = EtcdRendezvousBackend(EtcdClient([("127.0.0.1", proxy.port)], discover=False), run_id)
         token = None
         for number in range(10):

@@ -299,9 +299,9 @@ def test_shutdown_without_etcd_logs_a_warning_and_returns_false(job, caplog):
     assert "could not be closed" in caplog.text
 
 
-def test_etcd_is_killed_while_nodes_join_and_restarts_with_its_data(tmp_path, run_id):
+def test_etcd_is_killed_while_nodes_join_and_restarts_with_its_data(v2_binary, tmp_path, run_id):
     data = str(tmp_path / "data")
-    first = EtcdServer(data_dir=data)
+    first = EtcdServer(data, v2_binary)
     first.start()
     with Proxy(first.get_port()) as proxy:
         job = Job(proxy.endpoint, run_id, 3, 3, read_timeout=5)
@@ -311,7 +311,7 @@ def test_etcd_is_killed_while_nodes_join_and_restarts_with_its_data(tmp_path, ru
         os.kill(first.pid, signal.SIGKILL)
         first.stop()
         futures.append(join(handlers[2]))
-        with EtcdServer(data_dir=data) as second:
+        with EtcdServer(data, v2_binary) as second:
             proxy.restore(second.get_port())
             assert [future.result(BOUND).rank for future in futures] == [0, 1, 2]
             job.stop()

@@ -230,12 +230,12 @@ def test_a_lost_response_to_a_write_that_the_value_identifies(job):
 # A cluster.
 
 
-def test_leaders_die_while_nodes_wait(run_id):
+def test_leaders_die_while_nodes_wait(v2_binary, run_id):
     def node():
         params = RendezvousParameters("etcd", cluster.endpoint, run_id, 2, 2, "node", timeout=int(BOUND))
         return get_rendezvous_handler(params)
 
-    with Cluster(3, flags=["--enable-v2"]) as cluster:
+    with Cluster(3, flags=["--enable-v2"], binary=v2_binary) as cluster:
         one, two = node(), node()
         for version in ("1", "2"):
             first = join(one)
@@ -254,10 +254,10 @@ def test_leaders_die_while_nodes_wait(run_id):
             handler._rdzv_impl.stop_keep_alive()
 
 
-def test_tls_with_a_client_certificate(run_id, tmp_path):
+def test_tls_with_a_client_certificate(v2_binary, run_id, tmp_path):
     tls = Certificates(tmp_path, mutual=True)
     files = {"protocol": "https", "cacert": tls.ca, "cert": tls.cert, "key": tls.key}
-    with Cluster(1, tls, ["--enable-v2"]) as cluster:
+    with Cluster(1, tls, ["--enable-v2"], v2_binary) as cluster:
         params = RendezvousParameters("etcd", cluster.endpoint, run_id, 1, 1, "node", **files)
         handler = get_rendezvous_handler(params)
         assert handler.next_rendezvous().world_size == 1

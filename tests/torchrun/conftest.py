@@ -84,7 +84,8 @@ class Agents:
 
 
 @pytest.fixture(params=["etcd-v3", "etcd-v2-watch"])
-def agents(etcd, run_id, tmp_path, request) -> Iterator[Agents]:
+def agents(run_id, tmp_path, request) -> Iterator[Agents]:
+    etcd = request.getfixturevalue("etcd3" if request.param == "etcd-v3" else "etcd")
     job = Agents(request.param, etcd.get_endpoint(), run_id, tmp_path)
     yield job
     for number, process in enumerate(job.processes):

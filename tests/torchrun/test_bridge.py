@@ -138,8 +138,8 @@ def test_a_timeout_is_a_dist_store_error_and_a_lookup_error(store, cpp, through)
         assert "direct cause" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_if_etcd_does_not_answer_the_error_is_torch_s_network_error(run_id):
-    with EtcdServer() as server:
+def test_if_etcd_does_not_answer_the_error_is_torch_s_network_error(v2_binary, run_id):
+    with EtcdServer(etcd_binary_path=v2_binary, enable_v2=True) as server:
         store = make_store(server.get_endpoint(), run_id)
     store._store.set_timeout(timedelta(seconds=0.2))
     for call in (lambda: store.set("key", "value"), lambda: store.check(["key"]), lambda: store.delete_key("key")):
