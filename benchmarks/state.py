@@ -1,12 +1,12 @@
-"""The state's swap cycle: decode, expire, join, encode; ours, compiled and pure, beside torch's pickle.
+"""The swap cycle of the state (decode, expire, join, encode): ours, and torch's pickle. Then the roster.
 
-All three hold the same nodes: host names of a cloud provider, 42 bytes long and random in three of four numbers, as
-participants of a complete round. Each contender runs in a process of its own; before it is timed, its result must
-hold the right nodes and, for our twins, the same bytes. A time is the least of several runs; memory is the most
-that Python has allocated while it decodes.
+All three states hold the same nodes, as participants of a complete round. Their host names are like a cloud
+provider's: 42 bytes long, with three random numbers. Each contender runs in a process of its own; before it is timed,
+its result must hold the right nodes and, for our twins, the same bytes. A time is the least of several runs; memory is
+the most that Python has allocated while it decodes. `rosters.py` describes the rows of the roster.
 
-What this does not show: a compare-and-swap also takes a round trip to etcd, about a millisecond, beside which the
-compiled cycle vanishes and the others do not.
+What this does not show: a compare-and-swap also takes a round trip to etcd, about a millisecond. Beside that, the time
+of the compiled cycle does not matter, and the time of the others does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from benchmarks import contenders
+from benchmarks import contenders, rosters
 from benchmarks.tables import by, remarks
+from benchmarks.timing import least
 from rendezvous.bench.checks import Failed
 from rendezvous.bench.tables import MISSING, Table
 from rendezvous.dynamic.backend_v2 import EtcdRendezvousBackend
@@ -118,24 +119,13 @@ def timed(
     memory = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     del kept
+    number = max(1, 20_000 // count)
     return {
-        "cycle_us": least(cycle, count),
-        "decode_us": least(decode, count),
-        "encode_us": least(encode, count),
+        "cycle_us": least(cycle, number),
+        "decode_us": least(decode, number),
+        "encode_us": least(encode, number),
         "memory_bytes": memory,
     }
-
-
-def least(call: Callable[[], Any], count: int) -> float:
-    """Return the least mean time of a call over seven runs, in microseconds."""
-    number = max(1, 20_000 // count)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        for _ in range(number):
-            call()
-        times.append((time.perf_counter() - start) / number * 1e6)
-    return min(times)
 
 
 def contend(contender: str, count: int) -> dict[str, Any]:
@@ -145,7 +135,7 @@ def contend(contender: str, count: int) -> dict[str, Any]:
 def backoff(twin: str) -> float:
     """Return what one step of the backoff schedule costs, in microseconds, without the wait."""
     schedule = importlib.import_module(f"rendezvous._core._swap_{'c' if twin == 'compiled' else 'py'}").Backoff(seed=1)
-    return least(schedule.next, 1)
+    return least(schedule.next, 20_000)
 
 
 def round_trip() -> float:
@@ -164,7 +154,7 @@ def round_trip() -> float:
 
 
 def measure(full: bool = False) -> list[dict[str, Any]]:
-    """Time each contender at each number of nodes; then one step of the backoff, and a round trip to etcd."""
+    """Time each contender at each number of nodes; then rosters, one step of the backoff, and a round trip to etcd."""
     rows: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
     for size in SIZES:
@@ -183,6 +173,7 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
         if len(digests - {None}) > 1:
             raise Failed("the twins' bytes differ")
     twins = {row["contender"] for row in rows if "cycle_us" in row} - {"torch"}
+    rows += rosters.measure()
     steps = {twin: backoff(twin) for twin in sorted(twins)}
     rows.append({"contender": "etcd", "nodes": 0, "round_trip_us": round_trip(), "backoff_us": steps})
     print(rows[-1], flush=True)
@@ -190,7 +181,7 @@ def measure(full: bool = False) -> list[dict[str, Any]]:
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """Return the time of a cycle and the size; its parts and the memory; and what a step of the backoff costs."""
+    """Return the time and the size of a cycle, with a remark on the backoff; its parts and the memory; the rosters."""
     found = by(rows, "nodes", "contender")
 
     def cells(nodes: int, names: Iterable[str], unit: str, value: Callable[[dict[str, Any]], float]) -> list[str]:
@@ -225,8 +216,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     steps = " and ".join(f"{cost:.2f} µs {twin}" for twin, cost in etcd["backoff_us"].items())
     remark = (
         f"A write to an etcd on the same machine takes {etcd['round_trip_us']:,.0f} µs. One step of the backoff "
-        f"between two tries costs {steps}, and then waits for milliseconds: that it is compiled makes no difference to "
-        "anybody."
+        f"between two tries costs {steps}, and the wait after it takes milliseconds: compiling it makes no practical "
+        "difference."
     )
     names = ["compiled", "pure", "torch's pickle"]
     return [
@@ -234,11 +225,12 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             "One swap cycle of the `etcd-v2` state (decode, expire, join, encode), and what a node takes in etcd.",
             ["nodes", *names, "pure / compiled", "torch / compiled", "bytes a node", "torch's"],
             cycles,
-            (*remarks(rows), remark),
+            (*remarks(row for row in rows if row["contender"] in CONTENDERS), remark),
         ),
         Table(
             "To decode it and to encode it alone, and what Python allocates to decode it.",
             ["nodes", *(f"{what}, {name}" for what in ("decode", "encode", "memory") for name in names)],
             parts,
         ),
+        *rosters.tables(rows),
     ]

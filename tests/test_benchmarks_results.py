@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import contenders, formation, recovery, report, run, targets
+from benchmarks import contenders, formation, recovery, report, rosters, run, targets
 from benchmarks import state as state_benchmark
 from benchmarks import store as store_benchmark
 from benchmarks.processes import LATE
@@ -304,14 +304,29 @@ def test_without_matplotlib_nothing_is_measured_for_the_readme(monkeypatch, fold
 
 def test_the_state_is_measured_without_the_compiled_core(monkeypatch):
     monkeypatch.setattr(state_benchmark, "SIZES", (8,))
+    monkeypatch.setattr(rosters, "SIZES", (8, 300))
     monkeypatch.setattr(contenders.Contender, "obstacle", property(lambda self: None if self.pure else "not here"))
     rows = state_benchmark.measure()
     assert [row.get("obstacle") for row in rows[:3]] == ["not here", None, "not here"]
-    cycle, parts = state_benchmark.tables(rows)
+    cycle, parts, roster = state_benchmark.tables(rows)
     assert cycle.rows[0][1] == cycle.rows[0][4] == "-"
     assert cycle.rows[0][2].endswith(" µs")
     assert parts.rows[0][2].endswith(" µs")
     assert "compiled: not here" in cycle.remarks[0]
+    assert [row[:2] for row in roster.rows] == [["8", "-"], ["300", "-"]]
+    assert all(cell.endswith(" ms") for row in roster.rows for cell in row[2:9:2])
+    assert roster.remarks == ("Not tried: roster, compiled: not here.",)
+
+
+def test_both_rosters_give_the_same_bytes():
+    pytest.importorskip("rendezvous._core._roster_c")
+    compiled, pure = (rosters.run(contender, 300) for contender in rosters.CONTENDERS)
+    assert (compiled["digest"], compiled["bytes"]) == (pure["digest"], pure["bytes"])
+
+
+def test_results_without_rosters_still_have_their_tables():
+    rows = [{"contender": "compiled", "nodes": 8, "obstacle": "not here"}]
+    assert rosters.tables(rows) == []
 
 
 def test_a_failed_operation_keeps_the_times_of_the_earlier_ones(monkeypatch):

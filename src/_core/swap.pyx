@@ -1,5 +1,5 @@
 # cython: language_level=3, auto_pickle=False
-"""The compare-and-swap loop and its backoff. ``_swap_py`` is its pure twin and documents the arguments."""
+"""The compare-and-swap loop and its backoff. ``_swap_py.py`` is its pure twin and documents the arguments."""
 
 import random
 import time
@@ -36,13 +36,13 @@ cdef class Backoff:
         return self.last
 
     def reset(self):
-        """Begin again with short delays."""
+        """Start again as if no delay had been drawn yet."""
         self.last = self.base
 
 
 def compare_and_swap(read, write, change, Backoff backoff not None, deadline=None, clock=time.monotonic,
                      sleep=time.sleep):
-    """Change a shared value until no other writer came between; returns (value, token, changed, attempts)."""
+    """Read, change and write a shared value until a write succeeds; return (value, token, changed, attempts)."""
     cdef Py_ssize_t attempts = 0
     cdef double delay, left
     current = read()
@@ -64,9 +64,10 @@ def compare_and_swap(read, write, change, Backoff backoff not None, deadline=Non
             left = deadline - clock()
             if left <= 0:
                 raise RendezvousTimeoutError(
-                    f"the state in etcd changed under each of {attempts} attempts to write it until the time was up"
+                    f"other nodes changed the state in etcd before each of {attempts} attempts to write it, until the "
+                    "deadline"
                 )
             delay = min(delay, left)
-        # time.sleep() lets other threads run and answers signals.
+        # time.sleep() releases the GIL and lets signal handlers run, which a sleep in C would have to do itself.
         sleep(delay)
         current = read()

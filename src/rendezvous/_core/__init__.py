@@ -1,7 +1,7 @@
-"""The compiled core and its pure twins; this module picks one.
+"""The compiled modules of the core and their pure-Python twins. This module chooses which are used.
 
-Only *never built* falls back to the twin: an extension that is there and does not load raises. The environment
-variable ``RENDEZVOUS_NO_EXTENSIONS=1`` picks the twins.
+A compiled module is used if it was built, and its twin otherwise. A compiled module that exists but cannot be loaded
+raises ImportError. With ``RENDEZVOUS_NO_EXTENSIONS=1`` in the environment, the twins are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["COMPILED", "Backoff", "Role", "Roster", "State", "compare_and_swap"]
 
 
 class Role(IntEnum):
-    """What a node is to the round; ``_state_py`` says what each means."""
+    """The role of a node in a state; ``_state_py`` describes each."""
 
     PARTICIPANT = 0
     WAITING = 1
@@ -26,7 +26,7 @@ class Role(IntEnum):
 
 
 def _pick(name: str) -> ModuleType:
-    """Import the compiled module of ``name`` if it was built and is wanted, else its twin."""
+    """Import the compiled module ``name`` if it was built and is not switched off, else its twin."""
     compiled = f"{__name__}._{name}_c"
     wanted = os.environ.get("RENDEZVOUS_NO_EXTENSIONS") != "1"
     if wanted and importlib.util.find_spec(compiled) is not None:
@@ -47,4 +47,4 @@ Backoff = _swap.Backoff
 compare_and_swap = _swap.compare_and_swap
 
 COMPILED = all(module.__name__.endswith("_c") for module in (_roster, _state, _swap))
-"""Whether all compiled modules are in use."""
+"""Whether all compiled modules are used."""

@@ -21,10 +21,10 @@ class Backoff:
     Args:
         base: the least delay, in seconds.
         cap: the greatest delay, in seconds.
-        seed: makes the delays repeatable; from the system's randomness unless given.
+        seed: the same seed always gives the same delays. None, the default, takes a random one.
 
     Raises:
-        ValueError: not ``0 < base <= cap``, or not finite.
+        ValueError: ``base`` and ``cap`` are not finite, or not ``0 < base <= cap``.
     """
 
     def __init__(self, base: float = 0.005, cap: float = 1.0, seed: int | None = None) -> None:
@@ -42,7 +42,7 @@ class Backoff:
         return self._last
 
     def reset(self) -> None:
-        """Begin again with short delays."""
+        """Start again as if no delay had been drawn yet."""
         self._last = self._base
 
 
@@ -55,28 +55,29 @@ def compare_and_swap(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> tuple[_T | None, Any, bool, int]:
-    """Change a shared value until no other writer came between.
+    """Read a shared value, change it, and write it if it is still the same; repeat until a write succeeds.
 
-    A lost race costs no read: what ``write`` returns then goes to ``change`` at once, which may find that nothing
-    is left to do. If something is, the loop waits, without the GIL and never past the deadline, and reads anew,
-    since what it saw before the pause is old.
+    If another writer was first, ``write`` returns its value, and ``change`` is called with that at once: if nothing
+    is left to change, the loop ends without another read. Otherwise it waits, without the GIL and never past the
+    deadline, and reads the value again, which may have changed during the wait.
 
     Args:
-        read: returns the value and its fencing token, or None where there is no value.
-        write: takes a value and the token it replaces (None: there must be no value yet); returns the value that
-            is there then, its token, and whether it is the one written; None where there is no value any more.
-        change: returns the value to write in place of the one given (None: there is none), or None for no change.
-            It may be called more than once and must depend on its argument alone.
-        backoff: the pauses between attempts.
-        deadline: when to give up, on ``clock``; never unless given.
-        clock: the time in seconds.
-        sleep: waits for so many seconds.
+        read: returns the value and its token, or None if there is no value.
+        write: takes a value and the token of the value that it replaces (None: there must be no value yet). Returns
+            the value that is stored afterwards, its token, and whether it is the one that was written; or None if
+            there is no value any more.
+        change: takes the value (None: there is none) and returns the value to write, or None for no change. It may
+            be called more than once, and must depend on its argument alone.
+        backoff: the delays between attempts.
+        deadline: the time on ``clock`` at which to give up. None, the default, means never.
+        clock: returns the time in seconds.
+        sleep: waits for a number of seconds.
 
     Returns:
-        The value, its token, whether it was changed, and the number of writes tried.
+        The value, its token, whether it was changed, and the number of attempts to write.
 
     Raises:
-        RendezvousTimeoutError: the deadline came first.
+        RendezvousTimeoutError: the deadline has passed.
     """
     attempts = 0
     current = read()
@@ -98,7 +99,8 @@ def compare_and_swap(
             left = deadline - clock()
             if left <= 0:
                 raise RendezvousTimeoutError(
-                    f"the state in etcd changed under each of {attempts} attempts to write it until the time was up"
+                    f"other nodes changed the state in etcd before each of {attempts} attempts to write it, until the "
+                    "deadline"
                 )
             delay = min(delay, left)
         sleep(delay)
