@@ -119,9 +119,7 @@ test-netns: $(VENV)/.built-dev
 # The lowest versions run on the lowest Python: for newer ones they have no wheels, or warnings of their own.
 LOWEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 LOWEST := build/lowest
-LOWEST_TESTS ?= $(addprefix tests/,test_cli.py test_coordinated_records.py test_package.py test_roster.py test_state.py \
-  test_swap.py) $(addprefix tests/etcd/test_,client_v2.py client_v3.py connect.py coordinated_handler.py \
-  coordinated_store.py credentials.py dynamic_backend_v2.py dynamic_backend_v3.py store_v2.py)
+LOWEST_TESTS ?= tests/etcd $(addprefix tests/test_,api.py cli.py coordinated_records.py package.py roster.py state.py swap.py)
 
 test-lowest:
 	rm -rf $(LOWEST)

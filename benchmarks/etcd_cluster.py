@@ -162,8 +162,7 @@ class EtcdCluster:
         """Return a gRPC channel to a member."""
         if member not in self._channels:
             target, known = f"{_HOST}:{self.ports[member]}", self._credentials
-            backoff = ((f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max"))
-            options = (("grpc.use_local_subchannel_pool", 1), *backoff)
+            options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
             if known.tls:
                 secrets = grpc.ssl_channel_credentials(known.ca_cert, known.key, known.cert)
                 self._channels[member] = grpc.secure_channel(target, secrets, options)
@@ -177,7 +176,10 @@ class EtcdCluster:
 
     def _status(self, member: int) -> tuple[int, int]:
         try:
-            status = send(self.channel(member), rpc_pb2.StatusRequest(), timeout=1)
+            # Before grpcio 1.80, a blocking channel connects again only while a request waits for it.
+            status = unary(self.channel(member), rpc_pb2.StatusRequest)(
+                rpc_pb2.StatusRequest(), timeout=1, wait_for_ready=True
+            )
         except grpc.RpcError:
             return 0, 0
         return status.leader, status.header.member_id
