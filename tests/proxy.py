@@ -1,4 +1,4 @@
-"""A TCP proxy on a port of its own that tests cut, stall and point elsewhere."""
+"""A TCP proxy. Tests break its connections, stop its traffic, or change its target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 
 class Proxy:
-    """Forwards connections to ``port`` on localhost while it is open."""
+    """Forwards connections from a free port to ``port`` on localhost."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -33,7 +33,7 @@ class Proxy:
         return f"127.0.0.1:{self.port}"
 
     def cut(self) -> None:
-        """Break all connections and every new one."""
+        """Break all connections, and each new one."""
         with self._lock:
             self._open = False
             sockets, self._sockets = self._sockets, set()
@@ -47,7 +47,7 @@ class Proxy:
             self._open = True
 
     def stall(self) -> None:
-        """Keep connections, but let nothing through."""
+        """Keep all connections open, but stop forwarding data."""
         self._flows.clear()
 
     def resume(self) -> None:

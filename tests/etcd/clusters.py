@@ -13,14 +13,14 @@ from rendezvous.etcd.v3.messages import rpc_pb2
 from tests import etcds
 
 BOUND = 30.0
-"""Seconds within which anything that must happen in a test happens."""
+"""Seconds within which everything that a test waits for must happen."""
 
 
 class Certificates:
-    """An authority of its own, and what it signed, as PEM files in ``folder``.
+    """A certificate authority and a certificate that it has signed, as PEM files in ``folder``.
 
     Args:
-        folder: where the files go; it exists.
+        folder: an existing folder for the files.
         mutual: whether etcd asks clients for a certificate.
     """
 
@@ -36,19 +36,19 @@ class Certificates:
 
     @property
     def flags(self) -> list[str]:
-        """What etcd is told."""
+        """The flags of etcd."""
         flags = ["--cert-file", self.cert, "--key-file", self.key]
         return [*flags, "--client-cert-auth", "--trusted-ca-file", self.ca] if self.mutual else flags
 
     @property
     def credentials(self) -> Credentials:
-        """What a client needs."""
+        """The credentials of a client."""
         ca, cert, key = (Path(path).read_bytes() for path in (self.ca, self.cert, self.key))
         return Credentials(tls=True, ca_cert=ca, cert=cert if self.mutual else None, key=key if self.mutual else None)
 
 
 class Cluster(EtcdCluster):
-    """A cluster, for a test; it may ask for certificates."""
+    """A cluster for a test, which is skipped if there is no etcd. With ``tls`` it serves TLS."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Cluster(EtcdCluster):
         super().__init__(members, credentials, (*flags, *more), binary or etcds.newest())
 
     def have_lead(self, member: int) -> None:
-        """Have ``member`` lead."""
+        """Make ``member`` the leader."""
         target = self._status(member)[1]
         while (leader := self.leader) != member:
             request = rpc_pb2.MoveLeaderRequest(targetID=target)

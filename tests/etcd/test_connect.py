@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import random
+import traceback
 
-from rendezvous import RendezvousParameters
+import pytest
+
+from rendezvous import RendezvousConnectionError, RendezvousParameters
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.connect import connect
+from rendezvous.utils import get_free_port
 from tests.etcd.clusters import Cluster
 
 
-def test_the_nodes_of_a_job_spread_over_the_endpoints_and_a_dead_one_keeps_none_away(monkeypatch):
+def test_nodes_start_with_different_endpoints_and_skip_a_dead_one(monkeypatch):
     targets = []
     with Cluster(3) as cluster:
         cluster.kill(1)
@@ -21,3 +25,12 @@ def test_the_nodes_of_a_job_spread_over_the_endpoints_and_a_dead_one_keeps_none_
             background.run(client.close())
         first, _, third = (f"127.0.0.1:{port}" for port in cluster.ports)
     assert targets == [first, third, third]
+
+
+def test_the_traceback_of_a_wrong_port_is_short():
+    endpoint = f"127.0.0.1:{get_free_port('127.0.0.1')}"
+    with pytest.raises(RendezvousConnectionError, match=f"no etcd answers at {endpoint}: Connection refused") as error:
+        connect(RendezvousParameters("etcd-v3", endpoint, "run", 1, 1, read_timeout=1))
+    lines = "".join(traceback.format_exception(error.value)).splitlines()
+    assert len(lines) <= 12
+    assert "AioRpcError" not in "".join(lines)

@@ -1,4 +1,4 @@
-"""TLS, client certificates, users and tokens, on real etcd servers that insist on them."""
+"""TLS, client certificates, users and tokens, on real etcd servers that require them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def guarded():
-    """An etcd with authentication on: ``node`` may use MINE, and tokens end soon."""
+    """An etcd with authentication: user ``node`` may read and write under MINE, and tokens expire soon."""
     with Cluster(1, flags=["--auth-token", "simple", "--auth-token-ttl", str(TOKEN_TTL)]) as cluster:
         channel = cluster.channel()
         for user in ("root", "node"):
@@ -63,7 +63,7 @@ def guarded():
 
 @pytest.fixture
 def join(run_id, caplog):
-    """Join a rendezvous of one node from a configuration. The password is nowhere to be read."""
+    """Join a rendezvous of one node. Fails if the password is in the log."""
     handlers = []
     caplog.set_level(logging.DEBUG, "rendezvous")
 
@@ -102,7 +102,7 @@ def test_a_rendezvous_over_tls(secure, tls, join):
     assert (info.rank, info.world_size, info.store.get("key")) == (0, 1, b"value")
 
 
-def test_a_foreign_authority_is_refused_soon(secure, tls, join, tmp_path):
+def test_an_unknown_authority_is_refused_soon(secure, tls, join, tmp_path):
     foreign = Certificates(tmp_path)
     began = time.monotonic()
     error = fails(join, secure, **{**files(tls), "ca_cert": foreign.ca})
@@ -126,8 +126,8 @@ def test_a_missing_client_certificate(secure, tls, join):
 
 
 @on_a_loop
-async def test_a_broken_connection_is_no_trouble_with_tls(secure, tls):
-    """A handshake that is cut off says nothing of certificates: it is tried again."""
+async def test_a_broken_connection_is_not_an_error_of_tls(secure, tls):
+    """A handshake that breaks off says nothing about certificates: it is retried."""
     with Proxy(secure.ports[0]) as proxy:
         proxy.cut()
         client = Spy([("127.0.0.1", proxy.port)], tls.credentials)
@@ -161,7 +161,7 @@ def test_a_wrong_password_is_final(guarded, join):
     assert "authentication failed" in str(error)
 
 
-def test_a_missing_user_is_asked_for(guarded, join):
+def test_the_error_asks_for_a_missing_user(guarded, join):
     error = fails(join, guarded, prefix=MINE)
     assert not error.retryable
     assert "set 'username'" in str(error)
@@ -174,13 +174,13 @@ def test_a_missing_permission_is_final_and_names_the_keys(guarded, join):
     assert FOREIGN in str(error)
 
 
-def test_a_user_where_etcd_knows_none(plain, join):
+def test_a_user_while_authentication_is_not_enabled(plain, join):
     error = fails(join, plain, username="node", password=PASSWORD)
     assert not error.retryable
     assert "authentication is not enabled" in str(error)
 
 
-def test_the_password_is_not_in_what_is_printed():
+def test_the_password_is_not_printed():
     credentials = Credentials(tls=True, key=b"private", username="node", password=PASSWORD)
     assert PASSWORD not in f"{credentials!r} {credentials}"
     assert "private" not in repr(credentials)
@@ -191,7 +191,7 @@ def user():
 
 
 @on_a_loop
-async def test_one_refused_watch_leaves_the_others(guarded, run_id):
+async def test_a_refused_watch_does_not_end_the_others(guarded, run_id):
     key = f"{MINE}/{run_id}".encode()
     client = GrpcEtcdClient(guarded.endpoints, user())
     heard = Heard()
@@ -210,7 +210,7 @@ async def test_one_refused_watch_leaves_the_others(guarded, run_id):
 
 
 @on_a_loop
-async def test_all_goes_on_after_the_token_expired(guarded, run_id):
+async def test_everything_works_after_the_token_has_expired(guarded, run_id):
     key = f"{MINE}/{run_id}".encode()
     with Proxy(guarded.ports[0]) as proxy:
         client = GrpcEtcdClient([("127.0.0.1", proxy.port)], user())
