@@ -1,7 +1,8 @@
 """The etcd releases that the tests run on.
 
-If ``TORCHELASTIC_ETCD_BINARY_PATH`` is set, all tests run on that binary; ``make test-etcds`` does this for each release.
-Otherwise tests of the v3 API run on the newest release that is there, tests of the v2 API on the newest that serves it.
+If ``TORCHELASTIC_ETCD_BINARY_PATH`` is set, all tests run on that binary: ``make test-etcds`` does this for each
+release. Otherwise tests of the v3 API run on the newest release that is there, and tests of the v2 API on the newest
+that serves it.
 """
 
 from __future__ import annotations
