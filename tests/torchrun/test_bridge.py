@@ -294,7 +294,7 @@ def test_a_torch_node_on_the_same_key_is_told_apart(etcd, run_id):
     thread.start()
     backend, _ = create_backend(RendezvousParameters("etcd-v2", etcd.get_endpoint(), run_id, 1, 1))
     eventually(backend.get_state, "torch's node has written its pickle")
-    with pytest.raises(torch_api.RendezvousStateError, match=r"torch's own rendezvous shares the key"):
+    with pytest.raises(torch_api.RendezvousStateError, match=r"torch's own rendezvous uses the same key"):
         ours.next_rendezvous()
     torch_handler.set_closed()
     thread.join(BOUND)

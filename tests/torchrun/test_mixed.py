@@ -190,5 +190,5 @@ def test_our_dynamic_node_tells_a_torch_node_on_its_key(job, etcd, run_id):
     client = etcd.get_client()
     key = f"/torch/elastic/rendezvous/{run_id}"
     eventually(lambda: any(child.key == key for child in client.read("/", recursive=True).leaves), "torch's pickle")
-    with pytest.raises(Failure, match=r"RendezvousStateError: .*torch's own rendezvous shares the key"):
+    with pytest.raises(Failure, match=r"RendezvousStateError: .*torch's own rendezvous uses the same key"):
         ours.ask("join")
