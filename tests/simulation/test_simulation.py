@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -35,7 +36,8 @@ def violations(seeds: range) -> list[str]:
 @pytest.mark.timeout(900)
 def test_the_invariants_hold_for_every_seed():
     chunks = [range(first, min(first + CHUNK, SEEDS)) for first in range(0, SEEDS, CHUNK)]
-    with ProcessPoolExecutor() as pool:
+    # Not forked: this process may run gRPC's threads, with which a fork can crash.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         assert [text for found in pool.map(violations, chunks) for text in found] == []
 
 
