@@ -125,7 +125,7 @@ def printable(data: bytes, limit: int = 200) -> str:
 def _decode(key: bytes, data: bytes, decode: Callable[[bytes], _T]) -> _T:
     try:
         return decode(data)
-    except (ValueError, RecursionError) as exc:  # msgspec's own errors are ValueErrors
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:  # no ValueError before msgspec 0.21
         raise _error(key, data, _problem(exc)) from None
 
 
@@ -208,7 +208,7 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
         """
         try:
             _decode_node(_encode(self))
-        except (ValueError, OverflowError) as exc:
+        except (msgspec.MsgspecError, ValueError, OverflowError) as exc:
             raise ValueError(f"The node {self.name[:80]!r} cannot be published: {_problem(exc)}.") from None
 
 
