@@ -70,8 +70,8 @@ def front(results: dict[str, dict[str, Any]], folder: str) -> str:
         parts.insert(0, f"![{ALT['formation']}]({folder}/formation.png)")
         parts.append(summary(results["formation"]["circumstances"]))
     parts.append(
-        f"{targets.met(rows)} of the {len(targets.TARGETS)} targets were met. [All results]({folder}/README.md) include "
-        "those that were missed."
+        f"{targets.met(rows)} of the {len(targets.TARGETS)} targets were met. [All results]({folder}/README.md) "
+        "include those that were missed."
     )
     return "\n\n".join(parts)
 
@@ -103,7 +103,7 @@ def _requests(row: dict[str, Any] | None) -> str:
 
 
 def write(readme: Path, folder: Path) -> None:
-    """Draw the plots into ``folder``; write the figures into ``readme`` and all tables into the README of ``folder``."""
+    """Draw the plots into ``folder``; write the figures into ``readme``, and all tables into the README beside them."""
     results = read(folder)
     for name in plots.PLOTS.keys() & results.keys():
         plots.draw(name, results[name]["rows"], folder)

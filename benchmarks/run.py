@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--readme",
         action="store_true",
-        help="measure nothing; make the tables, the plots and the README's figures from the files in benchmarks/results",
+        help="measure nothing; make tables, plots and the README's figures from the files in benchmarks/results",
     )
     return parser
 
