@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# The release that the tests run against. Users choose their own: the project asks for torch>=2.4.
+# The release that the tests run against. Users choose their own: the project asks for torch>=2.5.
 TORCH  ?= torch==2.13.0
 # Interpreters for `make wheels` and `make test-pythons`; and the tests that `make wheels` runs on each, without torch.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
