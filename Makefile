@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# The release that the tests run against. Users choose their own: the project asks for torch>=2.4.
+# The release that the tests run against. Users choose their own: the project asks for torch>=2.5.
 TORCH  ?= torch==2.13.0
 # Interpreters for `make wheels` and `make test-pythons`; and the tests that `make wheels` runs on each, without torch.
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
@@ -19,8 +19,8 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx src/_core/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo etcd test lint test-compiled readme test-pure test-asan test-etcds test-lowest test-netns \
-        test-pythons spec messages wheels bench bench-full clean
+.PHONY: help demo etcd test lint test-compiled test-pure test-asan test-etcds test-lowest test-netns \
+        test-pythons spec messages wheels bench bench-full clean settings
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
@@ -33,7 +33,7 @@ help:
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
 	@echo 'make spec          check the specification in spec/ with TLC (needs Java)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
-	@echo 'make readme        write the table of configuration keys into README.md'
+	@echo 'make settings      write the table of configuration keys into docs/configuration.md'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results are written to benchmarks/out'
 	@echo 'make bench-full    the same at all sizes, several times each: takes about an hour and a half'
@@ -65,14 +65,14 @@ demo: $(VENV)/.built
 	@echo 'Running the demo (about half a minute).'
 	@$(BIN)/rendezvous demo --nodes 64
 
-readme: $(VENV)/.built
-	$(BIN)/python tools/readme.py
+settings: $(VENV)/.built
+	$(BIN)/python tools/settings.py
 
 test: lint test-compiled test-pure
 
 lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .
-	$(BIN)/python tools/readme.py --check
+	$(BIN)/python tools/settings.py --check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest $(addprefix rendezvous._core.,_roster_c _state_c _swap_c)

@@ -1,4 +1,4 @@
-"""The tables and plots of the README, made from the files in ``benchmarks/results``."""
+"""The figures of the README, and all tables and plots of the results, made from the files in ``benchmarks/results``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots, run, targets
+from benchmarks.tables import seconds
 from rendezvous.bench.metadata import summary
+from rendezvous.bench.tables import MISSING, Table
 
 __all__ = ["read", "section", "write"]
 
 MARKS = ("<!-- results: made by `python -m benchmarks --readme` -->", "<!-- end of results -->")
 
-FRONT = ("formation", "recovery")
-"""The benchmarks whose results are in the README itself; it links to the others."""
+COMPARED = ("etcd-v3", "torch etcd-v2", "torch c10d")
+"""The contenders of the figures in the README."""
+
+NODES = 64
+"""The number of nodes of the worlds in these figures: all contenders form them."""
+
+TTL = 3
+"""Seconds until a killed node counts as dead in the figure about it."""
 
 ALT = {
     "formation": "Seconds to form a world by the number of nodes, for each backend",
@@ -49,14 +57,59 @@ def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: st
     return "\n\n".join(parts)
 
 
+def front(results: dict[str, dict[str, Any]], folder: str) -> str:
+    """Return what the README shows: one plot and three figures.
+
+    Args:
+        results: the results of all benchmarks.
+        folder: the folder of the results, relative to the README.
+    """
+    rows = {name: result["rows"] for name, result in results.items()}
+    parts = [_figures(rows).markdown()]
+    if "formation" in results:
+        parts.insert(0, f"![{ALT['formation']}]({folder}/formation.png)")
+        parts.append(summary(results["formation"]["circumstances"]))
+    parts.append(
+        f"{targets.met(rows)} of the {len(targets.TARGETS)} targets were met. [All results]({folder}/README.md) "
+        "include those that were missed."
+    )
+    return "\n\n".join(parts)
+
+
+def _figures(rows: dict[str, list[dict[str, Any]]]) -> Table:
+    worlds = {row["contender"]: row for row in rows.get("formation", ()) if row.get("nodes") == NODES}
+    kills = [row for row in rows.get("recovery", ()) if row.get("victim") == "node" and row["ttl"] == TTL]
+    killed = {row["contender"]: row for row in kills}
+    reasons = [f"{name}: {killed[name]['failed']}" for name in COMPARED if "failed" in killed.get(name, ())]
+    return Table(
+        f"Three figures: two of a world of {NODES} nodes, and one of a world of 8 in which the lease of a killed node "
+        f"ends after {TTL} s.",
+        ["", *COMPARED],
+        [
+            ["time to form the world", *(seconds(worlds.get(name)) for name in COMPARED)],
+            ["requests to etcd per node", *(_requests(worlds.get(name)) for name in COMPARED)],
+            ["from the kill of a node to the next world", *(seconds(killed.get(name)) for name in COMPARED)],
+        ],
+        (f"Failed: {'; '.join(reasons).rstrip('.')}. torch's agents form the next world only when their workers fail.",)
+        if reasons
+        else (),
+    )
+
+
+def _requests(row: dict[str, Any] | None) -> str:
+    """Return the cell with the requests and watches per node."""
+    load = None if row is None else row.get("per_node")
+    return MISSING if load is None else f"{load['requests'] + load['watches']:.1f}"
+
+
 def write(readme: Path, folder: Path) -> None:
-    """Draw the plots into ``folder``, and write the tables into ``readme`` and into the README of ``folder``."""
+    """Draw the plots into ``folder``; write the figures into ``readme``, and all tables into the README beside them."""
     results = read(folder)
     for name in plots.PLOTS.keys() & results.keys():
         plots.draw(name, results[name]["rows"], folder)
     reached = targets.table({name: result["rows"] for name, result in results.items()}).markdown()
     before, rest = readme.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    front = section(results, FRONT, folder.relative_to(readme.parent).as_posix())
-    readme.write_text(f"{before}{MARKS[0]}\n\n{reached}\n\n{front}\n\n{MARKS[1]}{after}")
+    figures = front(results, folder.relative_to(readme.parent).as_posix())
+    readme.write_text(f"{before}{MARKS[0]}\n\n{figures}\n\n{MARKS[1]}{after}")
     (folder / "README.md").write_text(f"# Results\n\n{reached}\n\n{section(results, run.BENCHMARKS, '.')}\n")

@@ -1,7 +1,7 @@
-"""Run benchmarks, write their results, and publish them in the README.
+"""Run benchmarks, write their results, and publish them.
 
 Results are written to ``benchmarks/out``, which git ignores. ``--publish`` writes them to ``benchmarks/results``
-instead, and makes the tables and plots of the README from the files there.
+instead, and makes the tables and plots there, and the figures of the README, from these files.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--publish",
         action="store_true",
-        help="write the results to benchmarks/results instead of benchmarks/out, and update the README's tables and "
-        "plots",
+        help="write the results to benchmarks/results instead of benchmarks/out, and update the tables and plots there "
+        "and the figures of the README",
     )
     parser.add_argument(
         "--readme",
         action="store_true",
-        help="measure nothing; make the README's tables and plots from the files in benchmarks/results",
+        help="measure nothing; make tables, plots and the README's figures from the files in benchmarks/results",
     )
     return parser
 

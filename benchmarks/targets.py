@@ -16,6 +16,9 @@ Results = dict[str, list[dict[str, Any]]]
 """The rows of each benchmark by its name."""
 
 
+_MET = "met"
+
+
 class NotMeasured(Exception):
     """There is no result for a target; the message says why."""
 
@@ -50,7 +53,7 @@ class Target:
         except Failed as exc:
             return [self.text, str(exc), "**missed**"]
         met = (self.most is None or value <= self.most) and (self.least is None or value >= self.least)
-        verdict = "met" if met else MISSING if is_bound else "**missed**"
+        verdict = _MET if met else MISSING if is_bound else "**missed**"
         return [self.text, ("more than " if is_bound else "") + self.format.format(value), verdict]
 
     def _value(self, results: Results) -> tuple[float, bool]:
@@ -192,6 +195,11 @@ TARGETS = (
         most=20.0,
     ),
 )
+
+
+def met(results: Results) -> int:
+    """Return how many targets the results meet."""
+    return sum(each.row(results)[-1] == _MET for each in TARGETS)
 
 
 def table(results: Results) -> Table:

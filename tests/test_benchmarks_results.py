@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 
@@ -271,13 +272,52 @@ def test_published_results_are_in_the_readme(monkeypatch, folders):
     assert run.main(["recovery", "store", "--publish"]) == 0
     assert sorted(path.name for path in (folders / "results").iterdir()) == ["README.md", "recovery.json", "store.json"]
     readme = (folders / "README.md").read_text()
-    assert readme.startswith(f"before {report.MARKS[0]}\n\nThe targets")
+    assert readme.startswith(f"before {report.MARKS[0]}\n\nThree figures")
     assert readme.endswith(f"{report.MARKS[1]} after")
     assert "old" not in readme
-    assert readme.count("a table") == 1  # of the two, only recovery is in the README itself
-    assert (folders / "results/README.md").read_text().count("a table") == 2
+    assert "a table" not in readme  # the README itself has figures only
+    results = (folders / "results/README.md").read_text()
+    assert results.startswith("# Results\n\nThe targets")
+    assert results.count("a table") == 2
     assert run.main(["--readme"]) == 0
     assert (folders / "README.md").read_text() == readme
+
+
+def test_the_readme_has_one_plot_and_three_figures():
+    worlds = [
+        {"contender": "etcd-v3", "nodes": 64, "seconds": 0.1, "per_node": {"requests": 2, "watches": 1.04}},
+        {"contender": "etcd-v3", "nodes": 128, "seconds": 9.9},
+        {"contender": "torch etcd-v2", "nodes": 64, "seconds": 5.0, "per_node": {"requests": 28.1, "watches": 0}},
+        {"contender": "torch c10d", "nodes": 64, "seconds": 3.0},
+    ]
+    kills = [
+        {"contender": "etcd-v3", "victim": "node", "ttl": 3, "seconds": 4.3},
+        {"contender": "etcd-v3", "victim": "coordinator", "ttl": 3, "seconds": 8.8},
+        {"contender": "etcd-v3", "victim": "node", "ttl": 15, "seconds": 14.0},
+        {"contender": "torch etcd-v2", "victim": "node", "ttl": 3, "failed": "no world of 7 nodes within 60 s"},
+    ]
+    made = {"date": "2026-01-01T00:00:00", "commit": None, "machine": "a machine", "python": "3.12", "versions": {}}
+    results = {
+        "formation": {"rows": worlds, "circumstances": made},
+        "recovery": {"rows": kills, "circumstances": made},
+    }
+    shown = report.front(results, "results")
+    assert re.findall(r"!\[.*\]\((.*)\)", shown) == ["results/formation.png"]
+    assert re.findall("^\\| [a-z].*$", shown, re.MULTILINE) == [
+        "| time to form the world | 0.10 s | 5.00 s | 3.00 s |",
+        "| requests to etcd per node | 3.0 | 28.1 | - |",
+        "| from the kill of a node to the next world | 4.30 s | failed | - |",
+    ]
+    assert "Failed: torch etcd-v2: no world of 7 nodes within 60 s." in shown
+    assert "Measured 2026-01-01 on a machine; Python 3.12." in shown
+    assert re.search(r"^\d+ of the \d+ targets were met\. ", shown, re.MULTILINE)
+
+
+def test_figures_that_were_not_measured_are_dashes():
+    shown = report.front({}, "results")
+    assert "| time to form the world | - | - | - |" in shown
+    assert "![" not in shown
+    assert "0 of the" in shown
 
 
 def test_the_readme_is_what_the_results_say(monkeypatch, folders):

@@ -56,8 +56,8 @@ def test_each_default_is_a_valid_value():
         assert setting.read(params()) == setting.read(params(**{setting.name: None})) == setting.default
 
 
-def test_the_table_in_the_readme_is_up_to_date():
-    check = [sys.executable, str(ROOT / "tools/readme.py"), "--check"]
+def test_the_table_in_the_documentation_is_up_to_date():
+    check = [sys.executable, str(ROOT / "tools/settings.py"), "--check"]
     result = subprocess.run(check, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 

@@ -1,7 +1,7 @@
 """The configuration keys of all backends, in one table, and the checks of how their values fit together.
 
 :data:`SETTINGS` declares each key once. Reading, validation, warnings about unknown keys, ``rendezvous config`` and the
-table in the README are derived from it. ``JOIN_TIMEOUT.read(params)`` returns one value.
+table in docs/configuration.md are derived from it. ``JOIN_TIMEOUT.read(params)`` returns one value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the table of configuration keys into README.md: ``python tools/readme.py``.
+"""Write the table of configuration keys into docs/configuration.md: ``python tools/settings.py``.
 
 With ``--check`` nothing is written, and the exit code is 1 if the table is not up to date.
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rendezvous.config import SETTINGS
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/configuration.md"
 
-START = "<!-- settings: made by `make readme` from src/rendezvous/config -->"
+START = "<!-- settings: made by `make settings` from src/rendezvous/config -->"
 END = "<!-- end of settings -->"
 
 
@@ -38,22 +38,22 @@ def _backend(name: str) -> str:
 
 
 def with_table(text: str) -> str:
-    """Return the text of a README with the table between its markers."""
+    """Return the text of the page with the table between its markers."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
-        sys.exit(f"{README} has no lines '{START}' and '{END}'")
+        sys.exit(f"{PAGE} has no lines '{START}' and '{END}'")
     return f"{before}{start}\n\n{table()}\n\n{end}{after}"
 
 
 def main() -> None:
     """Write the table, or check it."""
-    text = README.read_text()
+    text = PAGE.read_text()
     updated = with_table(text)
     if "--check" not in sys.argv[1:]:
-        README.write_text(updated)
+        PAGE.write_text(updated)
     elif updated != text:
-        sys.exit("The table of configuration keys in README.md is not up to date: run `make readme`.")
+        sys.exit("The table of configuration keys in docs/configuration.md is not up to date: run `make settings`.")
 
 
 if __name__ == "__main__":
