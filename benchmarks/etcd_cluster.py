@@ -170,11 +170,8 @@ class EtcdCluster:
                 self._channels[member] = grpc.insecure_channel(target, options)
         return self._channels[member]
 
-    def leader_of(self, member: int) -> int:
-        """Return the member id of the leader that ``member`` follows; 0 if none, or if it does not answer."""
-        return self._status(member)[0]
-
     def _status(self, member: int) -> tuple[int, int]:
+        """Return the member ids of the leader that ``member`` follows and of itself; 0 if unknown."""
         try:
             # Before grpcio 1.80, a blocking channel connects again only while a request waits for it.
             status = unary(self.channel(member), rpc_pb2.StatusRequest)(

@@ -148,7 +148,7 @@ def round_trip() -> float:
             written = backend.set_state(str(number).encode(), token)
             times.append((time.perf_counter() - start) * 1e6)
             if written is None or not written[2]:
-                raise Failed("a write that nobody else competes with was refused")
+                raise Failed("a write without competitors was refused")
             token = written[1]
     return statistics.median(times)
 

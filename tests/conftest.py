@@ -11,7 +11,7 @@ import pytest
 from rendezvous.etcd.server import EtcdServer
 from tests import etcds
 
-# How long one example takes says how busy the machine is.
+# The time that one example takes depends on the load of the machine.
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 

@@ -103,17 +103,17 @@ def test_a_station_serves_again_after_it_was_idle(run):
 
 def test_timers_fire_in_order_and_cancelled_ones_do_not():
     loop = LargeLoop()
-    said: list[str] = []
+    fired: list[str] = []
 
     async def scenario() -> None:
-        loop.call_later(2, said.append, "third")
-        loop.call_later(1, said.append, "first")
-        loop.later(1, said.append, "second")
-        loop.call_later(1.5, said.append, "never").cancel()
+        loop.call_later(2, fired.append, "third")
+        loop.call_later(1, fired.append, "first")
+        loop.later(1, fired.append, "second")
+        loop.call_later(1.5, fired.append, "never").cancel()
         await asyncio.sleep(3)
 
     loop.run_until_complete(scenario())
-    assert said == ["first", "second", "third"]
+    assert fired == ["first", "second", "third"]
     assert loop.time() == 3
     with pytest.raises(Deadlock):
         loop.run_until_complete(asyncio.Event().wait())

@@ -92,7 +92,7 @@ JOINING = [
         IN_TIME,
         0,
         Action.EXIT_GRACEFULLY,
-        "the rendezvous closed while the node stood by",
+        "the rendezvous closed while the node was on standby",
     ),
 ]
 
@@ -103,7 +103,7 @@ def test_join(make, late, later, action, reason):
     assert (decision.action, decision.reason) == (action, reason)
 
 
-def test_only_standing_by_restarts_the_deadline():
+def test_only_standby_restarts_the_deadline():
     stood_by = with_redundant(complete(B, C), A)
     assert rules.join(stood_by, A, LIMITS, NOW, TOO_LATE).renews_deadline
     assert not rules.join(complete(B, C), A, LIMITS, NOW, IN_TIME).renews_deadline
@@ -111,9 +111,9 @@ def test_only_standing_by_restarts_the_deadline():
 
 
 @pytest.mark.parametrize("later", [0, 5_000])
-def test_a_node_that_stands_by_has_no_deadline(later):
-    standing_by = with_redundant(complete(B, C, D), A)
-    assert rules.join(standing_by, A, LIMITS, NOW + later, TOO_LATE).renews_deadline
+def test_a_node_on_standby_has_no_deadline(later):
+    on_standby = with_redundant(complete(B, C, D), A)
+    assert rules.join(on_standby, A, LIMITS, NOW + later, TOO_LATE).renews_deadline
 
 
 @pytest.mark.parametrize(

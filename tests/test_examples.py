@@ -1,4 +1,4 @@
-"""The programs in examples/ that do not need torch, run as their docstrings say."""
+"""The programs in examples/ that do not need torch, run by the commands in their docstrings."""
 
 from __future__ import annotations
 

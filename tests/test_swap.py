@@ -117,7 +117,7 @@ def test_a_lost_race_reads_anew_after_a_pause(swap):
 
     def change(value):
         if not seen:
-            register.value, register.token = 50, 9  # somebody else was faster
+            register.value, register.token = 50, 9  # another writer was faster
         seen.append(value)
         return value + 1
 

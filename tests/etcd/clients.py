@@ -88,7 +88,7 @@ async def connected(*endpoints, options=None):
         await client.close()
 
 
-class Heard:
+class Observer:
     """Records what a watch reports."""
 
     def __init__(self):
@@ -107,13 +107,13 @@ class Heard:
 
 async def uses(client, key):
     """Use every feature of a client."""
-    heard = Heard()
-    watch = await heard.watch(client, key)
+    observer = Observer()
+    watch = await observer.watch(client, key)
     await client.put(key, b"value")
     lease = await client.grant(60, within())
     assert await client.keep_alive(lease, within())
-    await until(lambda: heard.changes, "the watch tells")
-    assert heard.changes[0] == (PUT, key, b"value")
+    await until(lambda: observer.changes, "the watch reports the change")
+    assert observer.changes[0] == (PUT, key, b"value")
     watch.cancel()
 
 

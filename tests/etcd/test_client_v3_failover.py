@@ -11,7 +11,7 @@ import pytest
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3.operations import prefix_end
 from rendezvous.utils import get_free_port
-from tests.etcd.clients import Heard, connected, on_a_loop, until, uses, within
+from tests.etcd.clients import Observer, connected, on_a_loop, until, uses, within
 
 
 @on_a_loop
@@ -37,8 +37,8 @@ async def test_an_endpoint_that_never_answers_is_skipped(port, proxy, key):
 @on_a_loop
 async def test_the_client_leaves_an_endpoint_that_dies(port, proxy, key):
     async with connected(proxy.port, port) as client:
-        heard = Heard()
-        await heard.watch(client, key)
+        observer = Observer()
+        await observer.watch(client, key)
         await client.put(key, b"0")
         lease = await client.grant(60, within())
         assert await client.keep_alive(lease, within())
@@ -46,21 +46,21 @@ async def test_the_client_leaves_an_endpoint_that_dies(port, proxy, key):
             proxy.cut()
             await client.put(key, b"%d" % i)
             assert await client.keep_alive(lease, within())
-            await until(lambda i=i: heard.changes[-1][2] == b"%d" % i, "the watch tells")
-        assert [value for _, _, value in heard.changes] == [b"%d" % i for i in range(6)]
+            await until(lambda i=i: observer.changes[-1][2] == b"%d" % i, "the watch reports the change")
+        assert [value for _, _, value in observer.changes] == [b"%d" % i for i in range(6)]
 
 
 @on_a_loop
 async def test_a_stream_that_breaks_late_does_not_lead_back_to_the_dead_endpoint(port, proxy, key):
-    """Requests fail over before the stream notices. Its end counts against the endpoint that it was on."""
+    """Requests fail over before the stream detects it. Its end counts against the endpoint that it was on."""
     async with connected(proxy.port, port) as client:
-        heard = Heard()
-        await heard.watch(client, key)
+        observer = Observer()
+        await observer.watch(client, key)
         proxy.stall()
         await client.put(key, b"1")
         assert client.target == f"127.0.0.1:{port}"
         proxy.cut()
-        await until(lambda: heard.changes, "the watch tells")
+        await until(lambda: observer.changes, "the watch reports the change")
         assert client.target == f"127.0.0.1:{port}"
 
 
@@ -119,8 +119,8 @@ def from_the_leader(cluster):
 async def test_requests_survive_the_death_of_the_leader(members, key):
     leader, endpoints = from_the_leader(members)
     async with connected(*endpoints) as client:
-        heard, lease = Heard(), await client.grant(60, within())
-        await heard.watch(client, key, prefix_end(key))
+        observer, lease = Observer(), await client.grant(60, within())
+        await observer.watch(client, key, prefix_end(key))
         done = []
 
         async def work(i):
@@ -136,8 +136,8 @@ async def test_requests_survive_the_death_of_the_leader(members, key):
         await asyncio.gather(*work_)
         found, _ = await client.range(key, prefix_end(key), within())
         assert [kv.key for kv in found] == sorted(done)
-        await until(lambda: {name for _, name, _ in heard.changes} == set(done), "the watch tells of each change")
-        assert heard.lost == 0
+        await until(lambda: {name for _, name, _ in observer.changes} == set(done), "the watch reports each change")
+        assert observer.lost == 0
         assert client.errors
         assert all(error.retryable for error in client.errors)
 
@@ -156,8 +156,8 @@ async def test_the_client_leaves_a_member_that_stops_answering(members, key):
 async def test_a_member_without_a_majority_is_unavailable(members, key):
     alone = (members.leader + 1) % 3
     async with connected(members.endpoints[alone]) as client:
-        heard = Heard()
-        await heard.watch(client, key)
+        observer = Observer()
+        await observer.watch(client, key)
         for member in members.members:
             if member != alone:
                 members.pause(member)
@@ -166,5 +166,5 @@ async def test_a_member_without_a_majority_is_unavailable(members, key):
         assert error.value.retryable
         await asyncio.get_running_loop().run_in_executor(None, members.mend)
         await client.put(key, b"together")
-        await until(lambda: heard.changes and heard.changes[-1][2] == b"together", "the watch tells")
-        assert heard.lost == 0
+        await until(lambda: observer.changes and observer.changes[-1][2] == b"together", "the watch reports the change")
+        assert observer.lost == 0

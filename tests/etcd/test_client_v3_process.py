@@ -120,16 +120,16 @@ def test_a_fork_leaves_the_parent_alone(port, key):
             background.run(count(client))
         last = background.run(count(client))
 
-        async def all_told():
+        async def all_received():
             while len(changes) < last - first + 1:
                 await asyncio.sleep(0.01)
-        background.run(all_told())
-        print("told")
+        background.run(all_received())
+        print("received")
     """
-    assert python(script, port, key.decode()) == "told\n"
+    assert python(script, port, key.decode()) == "received\n"
 
 
-def test_a_forked_child_is_told_that_grpc_does_not_work_there():
+def test_in_a_forked_child_the_error_says_that_grpc_does_not_work():
     script = """
         import asyncio, os
         from rendezvous.api import RendezvousConnectionError
@@ -155,24 +155,24 @@ def test_an_interrupt_cancels_what_it_waits_for():
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
-        async def wait(told):
+        async def wait(events):
             try:
                 asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
                 await asyncio.sleep(600)
             except asyncio.CancelledError:
-                told.append("cancelled")
+                events.append("cancelled")
                 raise
 
-        told = []
+        events = []
         try:
-            background.run(wait(told))
+            background.run(wait(events))
         except KeyboardInterrupt:
-            told.append("interrupted")
+            events.append("interrupted")
 
         async def over():
-            while len(told) < 2:
+            while len(events) < 2:
                 await asyncio.sleep(0.01)
         background.run(over())
-        print(*sorted(told))
+        print(*sorted(events))
     """
     assert python(script) == "cancelled interrupted\n"

@@ -14,7 +14,7 @@ from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import DELETE, absent, compare, delete_op, get_op, prefix_end
 from rendezvous.etcd.v3.operations import put_op as put
 from rendezvous.utils import get_free_port
-from tests.etcd.clients import Heard, compact, connected, on_a_loop, until, within
+from tests.etcd.clients import Observer, compact, connected, on_a_loop, until, within
 from tests.etcd.clusters import BOUND, Cluster
 
 
@@ -96,15 +96,15 @@ async def test_a_lease_that_is_not_renewed_ends(port, key):
     async with connected(port) as client:
         lease = await client.grant(1, within())
         await client.put(key, lease=lease)
-        heard = Heard()
-        await heard.watch(client, key)
-        await until(lambda: heard.changes, "the lease ends")
-        assert heard.changes == [(DELETE, key, b"")]
+        observer = Observer()
+        await observer.watch(client, key)
+        await until(lambda: observer.changes, "the lease ends")
+        assert observer.changes == [(DELETE, key, b"")]
         assert await client.keep_alive(lease, within()) is False
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("request_", "reason"),
     [
         (rpc_pb2.PutRequest(key=b""), "key is not provided"),
         (rpc_pb2.PutRequest(key=b"k", value=bytes(1_600_000)), "request is too large"),
@@ -115,11 +115,11 @@ async def test_a_lease_that_is_not_renewed_ends(port, key):
     ids=["no-key", "too-large-for-etcd", "too-large-for-grpc", "twice-in-one-txn", "ttl"],
 )
 @on_a_loop
-async def test_a_bad_argument_is_sent_once(port, request_, says):
+async def test_a_bad_argument_is_sent_once(port, request_, reason):
     call = next(call for call in Call if call.request is type(request_))
     async with connected(port) as client:
         with pytest.raises(
-            RendezvousConnectionError, match=rf"etcd at 127\.0\.0\.1:{port} did not {call.task}: .*{says}"
+            RendezvousConnectionError, match=rf"etcd at 127\.0\.0\.1:{port} did not {call.task}: .*{reason}"
         ) as error:
             await client.request(call, request_, within())
         assert not error.value.retryable
@@ -223,7 +223,7 @@ async def test_the_deadline_holds_if_nothing_listens(key):
             RendezvousConnectionError,
             match=rf"127\.0\.0\.1:{port} did not start to watch '{key.decode()}' within 1 s: Connection refused",
         ):
-            await Heard().watch(client, key, seconds=1)
+            await Observer().watch(client, key, seconds=1)
         with pytest.raises(RendezvousConnectionError, match="did not renew a lease within 1 s: "):
             await client.keep_alive(7, within(1))
         assert no.value.retryable
@@ -243,7 +243,7 @@ async def test_the_deadline_holds_if_the_server_does_not_answer(server, port, pr
             client.put(key, seconds=1),
             client.range(key, b"", within(1)),
             client.keep_alive(lease, within(1)),
-            Heard().watch(client, key, seconds=1),
+            Observer().watch(client, key, seconds=1),
             return_exceptions=True,
         )
         assert within(0) < began + 4

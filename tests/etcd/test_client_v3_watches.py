@@ -7,7 +7,7 @@ import asyncio
 from rendezvous.etcd.v3.client import ClientOptions
 from rendezvous.etcd.v3.operations import DELETE, PUT, prefix_end
 from rendezvous.etcd.v3.operations import put_op as put
-from tests.etcd.clients import Heard, compact, connected, on_a_loop, until, uses, watchers, within
+from tests.etcd.clients import Observer, compact, connected, on_a_loop, until, uses, watchers, within
 from tests.etcd.clusters import Cluster
 from tests.proxy import Proxy
 
@@ -16,28 +16,30 @@ from tests.proxy import Proxy
 async def test_a_watch_reports_all_changes_from_its_start(port, key):
     async with connected(port) as client, connected(port) as other:
         before = await client.put(key + b"0", b"before")
-        heard, earlier, single = Heard(), Heard(), Heard()
-        watch = await heard.watch(client, key, prefix_end(key))
+        observer, earlier, single = Observer(), Observer(), Observer()
+        watch = await observer.watch(client, key, prefix_end(key))
         await other.put(key + b"1", b"after")
         await other.delete(key + b"0", b"", within())
         await earlier.watch(client, key, prefix_end(key), revision=before)
         await single.watch(client, key + b"1", revision=before)
-        story = [(PUT, key + b"0", b"before"), (PUT, key + b"1", b"after"), (DELETE, key + b"0", b"")]
-        await until(lambda: len(heard.changes) == 2 and len(earlier.changes) == 3 and single.changes, "all tell")
-        assert heard.changes == story[1:]
-        assert earlier.changes == story
-        assert single.changes == story[1:2]
+        history = [(PUT, key + b"0", b"before"), (PUT, key + b"1", b"after"), (DELETE, key + b"0", b"")]
+        await until(
+            lambda: len(observer.changes) == 2 and len(earlier.changes) == 3 and single.changes, "all watches report"
+        )
+        assert observer.changes == history[1:]
+        assert earlier.changes == history
+        assert single.changes == history[1:2]
         watch.cancel()
         await other.put(key + b"2")
-        await until(lambda: len(earlier.changes) == 4, "the other watch tells")
-        assert heard.changes == story[1:]
+        await until(lambda: len(earlier.changes) == 4, "the other watch reports the change")
+        assert observer.changes == history[1:]
 
 
 @on_a_loop
 async def test_a_watch_resumes_over_cut_connections_and_misses_nothing(port, proxy, key):
     async with connected(proxy.port) as client, connected(port) as writer:
-        heard, number = Heard(), 0
-        await heard.watch(client, key, prefix_end(key))
+        observer, number = Observer(), 0
+        await observer.watch(client, key, prefix_end(key))
         for _ in range(5):
             for cut in (False, True):
                 if cut:
@@ -52,32 +54,32 @@ async def test_a_watch_resumes_over_cut_connections_and_misses_nothing(port, pro
                     )
             proxy.restore()
             last = (PUT, key + b"twin", b"%d" % number)
-            await until(lambda last=last: last in heard.changes, "the watch tells")
-        told = [(key + name, b"%d" % i) for i in range(1, number + 1) for name in (b"", b"twin")]
-        assert [(name, value) for _, name, value in heard.changes] == told
-        assert heard.lost == 0
+            await until(lambda last=last: last in observer.changes, "the watch reports the change")
+        expected = [(key + name, b"%d" % i) for i in range(1, number + 1) for name in (b"", b"twin")]
+        assert [(name, value) for _, name, value in observer.changes] == expected
+        assert observer.lost == 0
 
 
 @on_a_loop
 async def test_a_watch_that_missed_compacted_changes_is_lost_once(server, port, proxy, key):
     async with connected(proxy.port) as client, connected(port) as writer:
-        heard, fresh = Heard(), Heard()
-        await heard.watch(client, key)
-        await writer.put(key, b"heard")
-        await until(lambda: heard.changes, "the watch tells")
+        observer, fresh = Observer(), Observer()
+        await observer.watch(client, key)
+        await writer.put(key, b"first")
+        await until(lambda: observer.changes, "the watch reports the change")
         proxy.cut()
         await writer.put(key, b"missed")
         compact(server, await writer.put(key, b"last"))
         proxy.restore()
-        await until(lambda: heard.lost, "the watch is lost")
+        await until(lambda: observer.lost, "the watch is lost")
         await fresh.watch(client, key)
         proxy.cut()
         proxy.restore()
         await writer.put(key, b"new")
-        await until(lambda: fresh.changes, "the new watch tells")
+        await until(lambda: fresh.changes, "the new watch reports the change")
         assert fresh.changes == [(PUT, key, b"new")]
-        assert heard.changes == [(PUT, key, b"heard")]
-        assert heard.lost == 1
+        assert observer.changes == [(PUT, key, b"first")]
+        assert observer.lost == 1
 
 
 @on_a_loop
@@ -85,19 +87,19 @@ async def test_a_watch_from_a_compacted_revision_is_lost_once(server, port, key)
     async with connected(port) as client:
         first = await client.put(key)
         compact(server, await client.put(key))
-        heard = Heard()
-        await heard.watch(client, key, revision=first)
-        await until(lambda: heard.lost, "the watch is lost")
+        observer = Observer()
+        await observer.watch(client, key, revision=first)
+        await until(lambda: observer.lost, "the watch is lost")
         await uses(client, key)
-        assert (heard.lost, heard.changes) == (1, [])
+        assert (observer.lost, observer.changes) == (1, [])
 
 
 @on_a_loop
 async def test_hundreds_of_watches_on_one_stream_survive_a_reconnect(port, proxy, key):
     names = [b"%s%03d" % (key, i) for i in range(500)]
     async with connected(proxy.port) as client, connected(port) as writer:
-        heard = [Heard() for _ in names]
-        watches = await asyncio.gather(*(each.watch(client, name) for each, name in zip(heard, names, strict=True)))
+        observers = [Observer() for _ in names]
+        watches = await asyncio.gather(*(each.watch(client, name) for each, name in zip(observers, names, strict=True)))
         for each in watches[::10]:
             each.cancel()
         proxy.cut()
@@ -106,10 +108,10 @@ async def test_hundreds_of_watches_on_one_stream_survive_a_reconnect(port, proxy
         for each in watches[1::10]:
             each.cancel()
         kept = [i for i in range(len(names)) if i % 10 > 1]
-        await until(lambda: all(heard[i].changes for i in kept), "all watches tell")
+        await until(lambda: all(observers[i].changes for i in kept), "all watches report the change")
         await asyncio.gather(*(writer.put(name, b"2") for name in names))
-        await until(lambda: all(len(heard[i].changes) > 1 for i in kept), "all watches tell again")
-        for i, (each, name) in enumerate(zip(heard, names, strict=True)):
+        await until(lambda: all(len(observers[i].changes) > 1 for i in kept), "all watches report the second change")
+        for i, (each, name) in enumerate(zip(observers, names, strict=True)):
             assert each.changes == ([(PUT, name, b"1"), (PUT, name, b"2")] if i % 10 > 1 else [])
             assert each.lost == 0
         await until(lambda: watchers(port) == len(kept), "etcd ends what was cancelled")
@@ -118,31 +120,31 @@ async def test_hundreds_of_watches_on_one_stream_survive_a_reconnect(port, proxy
 @on_a_loop
 async def test_a_cancelled_watch_reports_nothing_and_leaves_nothing_in_etcd(port, key):
     async with connected(port) as client:
-        heard, kept = Heard(), Heard()
+        observer, kept = Observer(), Observer()
         for patience in (0, 0, 0.001, 0.005):
-            begun = asyncio.ensure_future(heard.watch(client, key))
+            begun = asyncio.ensure_future(observer.watch(client, key))
             await asyncio.sleep(patience)  # the request may be on its way, or answered
             begun.cancel()
             if (watch := (await asyncio.gather(begun, return_exceptions=True))[0]) and hasattr(watch, "cancel"):
                 watch.cancel()
         await kept.watch(client, key)
-        watch = await heard.watch(client, key)
+        watch = await observer.watch(client, key)
         watch.cancel()
         watch.cancel()
         await client.put(key)
-        await until(lambda: kept.changes, "the other watch tells")
+        await until(lambda: kept.changes, "the other watch reports the change")
         await until(lambda: watchers(port) == 1, "etcd ends what was cancelled")
-        assert heard.changes == []
+        assert observer.changes == []
 
 
 @on_a_loop
 async def test_watches_that_start_while_the_connection_breaks_and_returns(port, proxy, key):
     async with connected(proxy.port) as client, connected(port) as writer:
-        heard = []
+        observers = []
 
         async def begin(i):
-            heard.append(Heard())
-            await heard[-1].watch(client, key, prefix_end(key))
+            observers.append(Observer())
+            await observers[-1].watch(client, key, prefix_end(key))
 
         beginnings = []
         for i in range(60):
@@ -154,24 +156,24 @@ async def test_watches_that_start_while_the_connection_breaks_and_returns(port, 
             await asyncio.sleep(0.005)  # lets the stream come up, or not
         await asyncio.gather(*beginnings)
         await writer.put(key, b"end")
-        await until(lambda: all(each.changes for each in heard), "all watches tell")
-        assert all(each.changes == [(PUT, key, b"end")] for each in heard)
-        await until(lambda: watchers(port) == len(heard), "etcd has each watch once")
+        await until(lambda: all(each.changes for each in observers), "all watches report the change")
+        assert all(each.changes == [(PUT, key, b"end")] for each in observers)
+        await until(lambda: watchers(port) == len(observers), "etcd has each watch once")
 
 
 @on_a_loop
-async def test_a_watch_without_changes_notices_that_its_connection_is_dead(key):
-    """Pings are sent also on a stream on which nothing comes for long."""
+async def test_a_watch_without_changes_detects_that_its_connection_is_dead(key):
+    """Pings are sent also on a stream that has received nothing for a long time."""
     options = ClientOptions(ping_interval=0.2, ping_timeout=0.3)
     with Cluster(1, flags=["--grpc-keepalive-min-time", "100ms"]) as server, Proxy(server.ports[0]) as proxy:
         async with (
             connected(proxy.port, server.ports[0], options=options) as client,
             connected(server.ports[0]) as writer,
         ):
-            heard = Heard()
-            await heard.watch(client, key)
+            observer = Observer()
+            await observer.watch(client, key)
             await asyncio.sleep(2)  # more pings are sent without data than gRPC allows by default
             proxy.stall()
             await writer.put(key)
-            await until(lambda: heard.changes, "the watch tells")
+            await until(lambda: observer.changes, "the watch reports the change")
             proxy.resume()

@@ -16,7 +16,7 @@ from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.endpoints import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import prefix_end
-from tests.etcd.clients import Heard, Spy, on_a_loop, until, uses, within
+from tests.etcd.clients import Observer, Spy, on_a_loop, until, uses, within
 from tests.etcd.clusters import BOUND, Certificates, Cluster
 from tests.proxy import Proxy
 
@@ -127,7 +127,7 @@ def test_a_missing_client_certificate(secure, tls, join):
 
 @on_a_loop
 async def test_a_broken_connection_is_not_an_error_of_tls(secure, tls):
-    """A handshake that breaks off says nothing about certificates: it is retried."""
+    """A handshake that is cut off is not an error of certificates: it is retried."""
     with Proxy(secure.ports[0]) as proxy:
         proxy.cut()
         client = Spy([("127.0.0.1", proxy.port)], tls.credentials)
@@ -194,18 +194,18 @@ def user():
 async def test_a_refused_watch_does_not_end_the_others(guarded, run_id):
     key = f"{MINE}/{run_id}".encode()
     client = GrpcEtcdClient(guarded.endpoints, user())
-    heard = Heard()
-    await heard.watch(client, key)
+    observer = Observer()
+    await observer.watch(client, key)
     outcomes = await asyncio.gather(
-        *(Heard().watch(client, FOREIGN.encode()) for _ in range(3)),
-        *(Heard().watch(client, key) for _ in range(3)),
+        *(Observer().watch(client, FOREIGN.encode()) for _ in range(3)),
+        *(Observer().watch(client, key) for _ in range(3)),
         return_exceptions=True,
     )
     assert all(isinstance(outcome, RendezvousConnectionError) for outcome in outcomes[:3])
     assert all("/foreign" in str(outcome) and not outcome.retryable for outcome in outcomes[:3])
     assert not any(isinstance(outcome, Exception) for outcome in outcomes[3:])
     await client.request(Call.PUT, rpc_pb2.PutRequest(key=key), within())
-    await until(lambda: heard.changes, "the watch tells")
+    await until(lambda: observer.changes, "the watch reports the change")
     await client.close()
 
 
@@ -214,8 +214,8 @@ async def test_everything_works_after_the_token_has_expired(guarded, run_id):
     key = f"{MINE}/{run_id}".encode()
     with Proxy(guarded.ports[0]) as proxy:
         client = GrpcEtcdClient([("127.0.0.1", proxy.port)], user())
-        heard = Heard()
-        await heard.watch(client, key)
+        observer = Observer()
+        await observer.watch(client, key)
         lease = await client.grant(60, within())
         put = rpc_pb2.PutRequest(key=key, lease=lease)
         for use in ("requests", "watch"):
@@ -232,17 +232,17 @@ async def test_everything_works_after_the_token_has_expired(guarded, run_id):
             while not expired():  # asking prolongs it
                 await asyncio.sleep(TOKEN_TTL + 1.5)
             if use == "watch":
-                count = len(heard.changes)
+                count = len(observer.changes)
                 proxy.cut()
                 proxy.restore()
                 assert await client.keep_alive(lease, within())
-                await Heard().watch(client, key)
+                await Observer().watch(client, key)
             else:
-                count = len(heard.changes)
+                count = len(observer.changes)
                 await asyncio.gather(*(client.request(Call.PUT, put, within()) for _ in range(20)))
             await client.request(Call.PUT, put, within())
-            await until(lambda count=count: len(heard.changes) > count, "the watch tells")
+            await until(lambda count=count: len(observer.changes) > count, "the watch reports the change")
             assert await client.keep_alive(lease, within())
             assert client._endpoints._token != stale
-        assert heard.lost == 0
+        assert observer.lost == 0
         await client.close()

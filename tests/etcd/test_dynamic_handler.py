@@ -163,8 +163,8 @@ def test_a_deleted_handler_stops_its_heartbeats(job):
 # More nodes than the maximum.
 
 
-def stand_by(the_job, spare, seconds):
-    """Wait until a node that stands by has sent heartbeats for ``seconds``."""
+def stay_on_standby(the_job, spare, seconds):
+    """Wait until a node on standby has sent heartbeats for ``seconds``."""
     first = the_job.state().heartbeat(spare.node)
 
     def heartbeats():
@@ -175,14 +175,14 @@ def stand_by(the_job, spare, seconds):
     eventually(heartbeats, f"heartbeats for {seconds:g} s")
 
 
-def test_an_extra_node_of_a_full_round_stands_by_and_is_not_counted(job):
+def test_an_extra_node_of_a_full_round_is_on_standby_and_is_not_counted(job):
     the_job = job(2, 2)
     one, two = the_job.nodes(2)
     join_all([one, two])
     spare = the_job.node("node-2", join=4)
     future = join(spare)
-    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by")
-    stand_by(the_job, spare, 4.5)  # longer than the join timeout
+    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it is on standby")
+    stay_on_standby(the_job, spare, 4.5)  # longer than the join timeout
     assert not future.done()
     assert one.num_nodes_waiting() == 0
     kill(one)
@@ -190,30 +190,30 @@ def test_an_extra_node_of_a_full_round_stands_by_and_is_not_counted(job):
     assert sorted([two_again.result(BOUND).rank, future.result(BOUND).rank]) == [0, 1]
 
 
-def test_a_node_may_stand_by_for_longer_than_the_join_timeout(job):
+def test_a_node_may_be_on_standby_for_longer_than_the_join_timeout(job):
     the_job = job(2, 2)
     join_all(the_job.nodes(2))
     spare = the_job.node("node-2", join=1)
     future = join(spare)
-    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by")
-    stand_by(the_job, spare, 1.5)
+    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it is on standby")
+    stay_on_standby(the_job, spare, 1.5)
     reads = count_reads(spare)
-    stand_by(the_job, spare, 2)
+    stay_on_standby(the_job, spare, 2)
     assert len(reads) < 25  # it does not read continuously
     expel(the_job, spare)
-    eventually(lambda: future.done() or the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by again")
+    eventually(lambda: future.done() or the_job.state().role(spare.node) == Role.REDUNDANT, "it is on standby again")
     assert not future.done()
 
 
-def test_a_node_that_stands_by_ends_without_a_failure_when_the_rendezvous_closes(job):
+def test_a_node_on_standby_ends_without_a_failure_when_the_rendezvous_closes(job):
     the_job = job(2, 2)
     one, two = the_job.nodes(2)
     join_all([one, two])
     spare = the_job.node("node-2")
     future = join(spare)
-    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it stands by")
+    eventually(lambda: the_job.state().role(spare.node) == Role.REDUNDANT, "it is on standby")
     one.set_closed()
-    with pytest.raises(RendezvousGracefulExitError, match="stood by"):
+    with pytest.raises(RendezvousGracefulExitError, match="was on standby"):
         future.result(BOUND)
 
 

@@ -138,7 +138,7 @@ def test_closing_ends_nodes_that_join_and_nodes_that_come_later(job):
     eventually(one.is_closed, "the other node sees it")
 
 
-def test_closing_ends_nodes_that_stand_by(job):
+def test_closing_ends_nodes_on_standby(job):
     one, new_node = job.nodes(2, 1, 1)
     one.next_rendezvous()
     future = join(new_node)
@@ -167,7 +167,7 @@ def test_a_timeout_names_how_many_nodes_joined(job):
         handler.next_rendezvous()
 
 
-def test_the_timeout_of_a_node_that_stands_by(job):
+def test_the_timeout_of_a_node_on_standby(job):
     one, new_node = job.node(1, 1), job.node(1, 1, timeout=3)
     one.next_rendezvous()
     with pytest.raises(

@@ -63,7 +63,7 @@ def test_a_folder_of_the_caller_s_is_kept_and_used_again(tmp_path):
 
 def is_running(pid):
     try:
-        # A process that has ended and that nobody has waited for yet is not running either.
+        # A process that has ended and that no process has waited for yet is not running either.
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

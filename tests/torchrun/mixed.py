@@ -1,4 +1,4 @@
-"""Nodes in processes of their own, with torch's handlers or with ours, that tests tell what to do, and kill."""
+"""Nodes in processes of their own, with torch's handlers or with ours, that tests control and kill."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Failure(Exception):
 
 
 class Node:
-    """A node; ``kind`` is one of those in :mod:`tests.torchrun.mixed_main`. Its first answer says that it is there."""
+    """A node; ``kind`` is one of those in :mod:`tests.torchrun.mixed_main`. Its first answer means that it runs."""
 
     def __init__(self, kind: str, endpoint: str, run_id: str, least: int, most: int, **config: Any) -> None:
         self.kind = kind
@@ -46,8 +46,8 @@ class Node:
         self._process.start()
         theirs.close()
 
-    def tell(self, verb: str, *args: Any) -> None:
-        """Have the node do something; :meth:`answer` has what came of it."""
+    def send(self, verb: str, *args: Any) -> None:
+        """Have the node do something; :meth:`answer` returns the result."""
         self._pipe.send((verb, args))
 
     def answer(self) -> Any:
@@ -61,17 +61,17 @@ class Node:
         return value
 
     def ask(self, verb: str, *args: Any) -> Any:
-        self.tell(verb, *args)
+        self.send(verb, *args)
         return self.answer()
 
     def join(self) -> None:
-        self.tell("join")
+        self.send("join")
 
     def outcome(self) -> Outcome:
         return Outcome(*self.answer())
 
     def kill(self) -> None:
-        """Let the node die without a word."""
+        """Kill the node without letting it leave."""
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -85,7 +85,7 @@ def _serve(pipe: Connection, log: str, kind: str, *arguments: Any) -> None:
     from tests.torchrun import mixed_main
 
     with open(log, "w") as file:
-        # Where torch logs to, and where Python puts the last words of torch's threads.
+        # torch logs to it, and Python writes errors of torch's threads to it at exit.
         os.dup2(file.fileno(), 2)
     handler = mixed_main.KINDS[kind](*arguments)
     info = None

@@ -311,7 +311,7 @@ def test_torch_s_own_handler_over_our_backend(etcd, run_id):
         infos[0].store.set("key", f"value {number}")
         assert infos[1].store.get("key") == f"value {number}".encode()
     assert handlers[0].shutdown()
-    eventually(handlers[1].is_closed, "the other hears of it")
+    eventually(handlers[1].is_closed, "the other is closed too")
     for handler in handlers:
         handler._stop_heartbeats()
 

@@ -1,4 +1,4 @@
-"""The example that needs torchrun, run as its docstring says."""
+"""The example that needs torchrun, run by the command in its docstring."""
 
 from __future__ import annotations
 

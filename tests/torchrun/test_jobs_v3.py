@@ -29,7 +29,7 @@ LAST_CALL = 2
 
 PASSWORD = "correct-horse"
 
-# What gRPC, absl, protobuf, asyncio or a dying interpreter would print.
+# What gRPC, absl, protobuf, asyncio or an interpreter that shuts down would print.
 NOISE = re.compile(
     r"grpc|fork|absl|protobuf|asyncio|[EWI]0000|\.cc:\d+\]|never (retrieved|awaited)|was destroyed|BlockingIOError"
     r"|unclosed|DeprecationWarning|ResourceWarning|RuntimeWarning|UserWarning|Exception ignored|Fatal|leaked"
@@ -38,7 +38,7 @@ NOISE = re.compile(
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """Torchrun tells what it does, and nothing but this package could tell gRPC anything."""
+    """Torchrun logs what it does, and only this package can set environment variables for gRPC."""
     monkeypatch.setenv("LOGLEVEL", "INFO")
     for name in [name for name in os.environ if name.startswith("GRPC_")]:
         monkeypatch.delenv(name)
@@ -72,17 +72,17 @@ def count(agents, text, *numbers):
 
 
 def check_quiet(agents, *left):
-    """Nothing but torch and this package speaks, and no agent but those ``left`` behind shows a traceback."""
+    """Only torch and this package print anything, and only the agents in ``left`` show a traceback."""
     for number in range(len(agents.processes)):
         output = agents.output(number)
         assert not NOISE.search(output), f"agent {number}: {NOISE.search(output)}\n{output[-6000:]}"
         assert number in left or "Traceback" not in output, output[-6000:]
-    told = agents.lines("grpc")
-    assert told == [["grpc"]] * len(told)  # the workers' own gRPC is left alone
+    variables = agents.lines("grpc")
+    assert variables == [["grpc"]] * len(variables)  # the workers' own gRPC is left alone
 
 
 def test_agents_leave_come_back_and_die(agents):
-    """Only the rendezvous can tell the others: the workers do no collective that would fail or time out."""
+    """Only the rendezvous can inform the others: the workers do no collective that would fail or time out."""
     with Cluster(1) as cluster:
         agents.endpoint = cluster.endpoint
         idle = script(agents, "--idle")
@@ -91,19 +91,19 @@ def test_agents_leave_come_back_and_die(agents):
         agents.start("2:3", *idle, workers=1, conf=f"keep_alive_max_attempt={int(4 * BOUND)}")
         next_round(agents, 3)
 
-        # One leaves, and says so: its lease would last until the test has failed.
+        # One leaves and ends its lease, which would otherwise last until the test has failed.
         seen = len(agents.lines("start"))
         agents.processes[2].terminate()
         agents.processes[2].wait(timeout=BOUND)
         next_round(agents, 2, seen)
 
-        # It comes back.
+        # It returns.
         seen = len(agents.lines("start"))
         agents.start("2:3", *idle, workers=1)
         (_, port, head), *others = next_round(agents, 3, seen)
         others = [agent for *_, agent in others]
 
-        # The node of rank 0 dies without a word: its lease tells, and rank 0 moves.
+        # The node of rank 0 is killed: the others learn it when its lease ends, and rank 0 moves.
         seen, complete = len(agents.lines("start")), count(agents, "Rendezvous complete", *others)
         agents.kill(head)
         eventually(

@@ -27,7 +27,7 @@ def job(etcd, run_id):
 
 @pytest.fixture
 def state(etcd, run_id):
-    """Return the state of the legacy rendezvous as it is in etcd; None where there is none."""
+    """Return the state of the legacy rendezvous as it is in etcd; None if there is none."""
     client = etcd.get_client()
 
     def read():
@@ -61,7 +61,7 @@ def test_a_world_of_fixed_size_has_ranks_in_order_of_arrival(job, state, kinds):
     assert state()["status"] == "final"
 
 
-def test_all_at_once(job):
+def test_nodes_of_both_kinds_join_at_the_same_time(job):
     nodes = job.start(["torch", "ours"] * 3, 6, 6)
     for node in nodes:
         node.join()
@@ -70,7 +70,7 @@ def test_all_at_once(job):
 
 @pytest.mark.parametrize("kinds", TWO_AND_TWO, ids="-".join)
 def test_the_last_call_ends_with_the_maximum(job, state, kinds):
-    # The second node waits the last call out, and the fourth, of either kind, ends it.
+    # The second node waits during the last call, and the fourth, of either kind, ends it.
     nodes = job.start(kinds, 2, 4, last_call_timeout=int(2 * BOUND))
     join_in_order(nodes, state)
     assert [outcome.rank for outcome in agree(nodes)] == [0, 1, 2, 3]
@@ -100,14 +100,14 @@ def test_a_newcomer_of_either_kind_is_seen_by_both_kinds(job, kind):
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_after_a_node_of_either_kind_dies_the_others_form_the_next_round(job, state, kind):
-    # Who dies waits the first round's last call out, which the fourth node ends. The others' own is short: in the
-    # second round all of them are needed anyway.
+    # The node that is killed starts the last call of the first round, and the fourth node ends it. The last calls of
+    # the others are short: the second round needs all of them anyway.
     first, second, last = job.start(["torch", "ours", "ours"], 3, 4, last_call_timeout=1)
-    (mortal,) = job.start([kind], 3, 4, last_call_timeout=int(2 * BOUND))
-    nodes = [first, second, mortal, last]
+    (victim,) = job.start([kind], 3, 4, last_call_timeout=int(2 * BOUND))
+    nodes = [first, second, victim, last]
     join_in_order(nodes, state)
     assert agree(nodes)[0].version == "1"
-    job.kill(mortal)
+    job.kill(victim)
     for node in job.nodes:
         node.join()
     outcomes = agree(job.nodes)
@@ -128,7 +128,7 @@ def test_a_dead_node_of_either_kind_is_replaced_by_one_of_the_other(job, state, 
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_a_round_that_a_dead_node_of_either_kind_began_is_gone_in_time(job, state, kind):
+def test_a_round_that_a_dead_node_of_either_kind_began_expires(job, state, kind):
     # The dead node has joined and does not confirm.
     dead, *nodes = job.start([kind, "torch", "ours"], 3, 3)
     dead.join()
@@ -167,7 +167,7 @@ def test_a_complete_round_is_closed_by_either_kind(job, kind):
     closer = nodes[BOTH.index(kind)]
     assert closer.ask("shutdown")
     for node in nodes:
-        eventually(lambda node=node: node.ask("is_closed"), f"{node} hears of it")
+        eventually(lambda node=node: node.ask("is_closed"), f"{node} reads that it is closed")
 
 
 # The dynamic rendezvous, etcd-v2.
@@ -181,10 +181,10 @@ def test_torch_s_dynamic_handlers_over_our_backend_and_over_torch_s_in_one_job(j
         agree(nodes)
     assert nodes[1].ask("shutdown")
     for node in nodes:
-        eventually(lambda node=node: node.ask("is_closed"), f"{node} hears of it")
+        eventually(lambda node=node: node.ask("is_closed"), f"{node} reads that it is closed")
 
 
-def test_our_dynamic_node_tells_a_torch_node_on_its_key(job, etcd, run_id):
+def test_our_dynamic_node_detects_a_torch_node_on_its_key(job, etcd, run_id):
     theirs, ours = job.start(["torch-v2", "ours-v2"], 2, 2)
     theirs.join()
     client = etcd.get_client()

@@ -54,7 +54,7 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def members(owner: Any) -> list[str]:
-    """Return the public attributes that a class itself defines, and its constructor where it has one."""
+    """Return the public attributes that a class itself defines, and its constructor if it has one."""
     if not inspect.isclass(owner):
         return []
     return sorted(name for name in vars(owner) if not name.startswith("_") or name == "__init__")

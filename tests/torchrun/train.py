@@ -1,8 +1,8 @@
 """A small model in DistributedDataParallel on gloo; what the tests give to torchrun.
 
 It trains until ``--steps`` steps are done since this process started, and until the file ``--until`` exists, if
-given; with ``--idle`` it does nothing, no collective either, before that file exists. It tells what happens by lines
-in ``--journal``: a "start" with the world size, the port where the workers met and the launcher's process id, a
+given; with ``--idle`` it does nothing, no collective either, before that file exists. It writes lines
+to ``--journal``: a "start" with the world size, the port where the workers met and the launcher's process id, a
 "grpc" with the environment variables meant for gRPC, a "done" with the loss.
 """
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--journal", required=True)
     options = parser.parse_args()
 
-    def tell(*words: object) -> None:
+    def write(*words: object) -> None:
         with open(options.journal, "a") as log:
             log.write(" ".join(map(str, words)) + "\n")
 
@@ -32,8 +32,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    tell("grpc", *(name for name in os.environ if name.startswith("GRPC_")))
-    tell("start", dist.get_rank(), dist.get_world_size(), os.environ["MASTER_PORT"], os.getppid())
+    write("grpc", *(name for name in os.environ if name.startswith("GRPC_")))
+    write("start", dist.get_rank(), dist.get_world_size(), os.environ["MASTER_PORT"], os.getppid())
     while options.idle and not Path(options.until).exists():
         time.sleep(0.05)
     step = 0
@@ -51,7 +51,7 @@ def main() -> None:
         if votes.item():
             break
         time.sleep(0.01)
-    tell("done", dist.get_rank(), dist.get_world_size(), loss.item())
+    write("done", dist.get_rank(), dist.get_world_size(), loss.item())
     dist.destroy_process_group()
 
 

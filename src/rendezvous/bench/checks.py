@@ -1,4 +1,4 @@
-"""When a measurement counts: the checks of its outcome, and the error that says why it does not count."""
+"""The checks of a measurement's outcome, and the error for a measurement that does not count."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The lobby: a rendezvous of the hosts of a benchmark, and the key-value store of its round.
 
-The hosts exchange JSON values there, under keys of their choice. If a host ends, the others notice it when its lease
-ends; at once if it could still close the lobby.
+The hosts exchange JSON values there, under keys of their choice. If a host ends, the others learn it when its lease
+ends, or immediately if it could still close the lobby.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GRACE = 30.0
 """Seconds that a host waits for what others publish after the time for the work itself is over."""
 
 _SLICE = 5.0
-"""Seconds between two checks of whether all hosts are still there, while a host waits."""
+"""While a host waits, it checks this often, in seconds, whether any host has ended."""
 
 
 class Lobby:
@@ -192,11 +192,11 @@ class Lobby:
         """Repeat ``attempt`` until it returns a value.
 
         Args:
-            attempt: waits for the value as long as its argument says, then raises LookupError.
+            attempt: waits for the value for the time in its argument, then raises LookupError.
             timeout: seconds after which to stop.
 
         Returns:
-            The value; None after the timeout, or if a host is gone and the value is not there.
+            The value; None after the timeout, or if a host has ended and the value does not exist.
         """
         deadline, broken = time.monotonic() + timeout, False
         while True:
@@ -210,7 +210,7 @@ class Lobby:
                 logger.warning("%s; trying again", exc)
             if broken or time.monotonic() > deadline:
                 return None
-            # If a host is gone, try once more: another host may notice it later, and publish its result before that.
+            # If a host has ended, try once more: another host may learn it later, and publish its result before that.
             broken = self.broken
 
     # Leaving.
@@ -224,7 +224,7 @@ class Lobby:
         try:
             self._handler.close("the benchmark is over")
         except RendezvousError as exc:
-            logger.info("the lobby could not be closed; the others notice it when this host's lease ends: %s", exc)
+            logger.info("the lobby could not be closed; the others learn it when this host's lease ends: %s", exc)
         self._handler.shutdown()
         if self.number > 0:
             return

@@ -31,7 +31,7 @@ def load(endpoint: str, tls: ssl.SSLContext | None = None, timeout: float = 30.0
     Raises:
         Failed: etcd did not answer.
     """
-    # The nodes use no proxy, so neither does this request, whatever the environment says.
+    # The nodes use no proxy, so neither does this request, even if the environment names one.
     handlers = [urllib.request.ProxyHandler({}), *([] if tls is None else [urllib.request.HTTPSHandler(context=tls)])]
     url = f"{'http' if tls is None else 'https'}://{endpoint}/metrics"
     try:

@@ -223,7 +223,7 @@ def _in_coroutines(nodes: list[Any], timeout: float) -> list[Result]:
 
 
 def _leave(nodes: list[Any]) -> None:
-    """Let all nodes leave. If etcd does not answer, a node is gone when its lease ends."""
+    """Let all nodes leave. If etcd does not answer, a node is removed when its lease ends."""
 
     def shut_down(some: list[Any]) -> None:
         for node in some:

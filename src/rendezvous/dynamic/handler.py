@@ -156,7 +156,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             time.sleep(random.uniform(0, pacing.first_join(self._limits.min_nodes)))
 
     def _run(self, rule: Rule, deadline: float, timeout: timedelta) -> tuple[State, float]:
-        """Apply ``rule`` until it finishes; return the state, and the deadline, which is later if the node stood by."""
+        """Apply ``rule`` until it finishes; return the state and the deadline, which standby moves."""
         missing: str | None = None
         while True:
             decision, state = self._shared.update(rule, deadline)
@@ -171,7 +171,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
                 raise RendezvousClosedError(f"The rendezvous '{self._settings.run_id}' is closed.")
             elif action is Action.EXIT_GRACEFULLY:
                 raise RendezvousGracefulExitError(
-                    f"The rendezvous '{self._settings.run_id}' closed while node {self._node} stood by."
+                    f"The rendezvous '{self._settings.run_id}' closed while node {self._node} was on standby."
                 )
             elif action is Action.ERROR_TIMEOUT:
                 missing = missing or rules.who_is_missing(state, self._limits)

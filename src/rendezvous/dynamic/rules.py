@@ -10,8 +10,8 @@ dynamic rendezvous:
     The round is complete. A new node is added to the wait list, or, if the round is full, to the redundancy list. A
                            participant that wants the next round leaves this one and waits. When the last participant
                            has left, the next round forms, and the nodes of both lists join it.
-    A node falls silent.   Once its heartbeat is older than ``expiry``, another node removes it.
-    It is closed.          No node joins any more. This never changes.
+    A node stops.          Once its heartbeat is older than ``expiry``, another node removes it.
+    It is closed.          No node can join any more. This never changes.
 
 Times are in milliseconds since the epoch. ``late`` is in seconds, and negative before the deadline.
 """
@@ -109,7 +109,7 @@ class Decision:
     action: Action
     reason: str
     renews_deadline: bool = False
-    """Whether the join timeout starts again: it does not run while the node stands by."""
+    """Whether the join timeout starts again: it does not run on standby."""
 
 
 # What a node decides.
@@ -121,7 +121,7 @@ def join(state: State, node: Node, limits: Limits, now: int, late: float) -> Dec
     participants = state.count(Role.PARTICIPANT)
     if state.closed:
         if role == Role.REDUNDANT:
-            return Decision(Action.EXIT_GRACEFULLY, "the rendezvous closed while the node stood by")
+            return Decision(Action.EXIT_GRACEFULLY, "the rendezvous closed while the node was on standby")
         return Decision(Action.ERROR_CLOSED, "the rendezvous is closed")
     if role == Role.REDUNDANT:
         if participants >= limits.max_nodes:
@@ -209,7 +209,7 @@ def apply(action: Action, state: State, node: Node, limits: Limits, now: int) ->
     if not action.writes:
         raise ValueError(f"{action} does not change the state")
     state.started = state.started or now
-    state.touch(node, now)  # a node that writes is alive, whatever it writes
+    state.touch(node, now)  # every write shows that the node is alive
     if action is Action.ADD_TO_PARTICIPANTS:
         state.join(node, now)
         participants = state.count(Role.PARTICIPANT)

@@ -176,7 +176,7 @@ class SharedState:
             # update() is called next, and handles the outage.
             logger.debug("rendezvous '%s': %s", self._run_id, exc)
             return
-        if watched is not None:  # otherwise the time is over, which says nothing about etcd
+        if watched is not None:  # None after the pause, even if etcd did not answer
             self._note_answer()
             self._watched = watched
 

@@ -1,1 +1,1 @@
-"""What speaks with etcd. Nothing here knows of a rendezvous."""
+"""Clients of etcd's two APIs, and a server of one's own. They do not depend on a rendezvous protocol."""

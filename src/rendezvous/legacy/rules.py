@@ -12,12 +12,12 @@ are those of torch's ``EtcdRendezvous``, whose nodes can share the state with th
     frozen     The last call is over, or ``max_nodes`` have joined. Each participant adds the key of its keep-alive to
                ``keep_alives``. etcd deletes the state 10 s after the last of these writes.
     final      All participants have done so: the round is complete. A node that arrives now increments
-               ``num_workers_waiting`` and stands by until the state changes; it deletes the state once a keep-alive
+               ``num_workers_waiting`` and is on standby until the state changes; it deletes the state once a keep-alive
                has expired.
     closed     No node joins any more. This status never changes.
 
-A participant that wants the next round stops its keep-alive and stands by too. When the keep-alive has expired, a node
-that stands by ends the round. The other participants therefore have 5 to 10 s to see that a node is waiting.
+A participant that wants the next round stops its keep-alive and is on standby too. When the keep-alive has expired, a
+node on standby ends the round. The other participants therefore have 5 to 10 s to see that a node is waiting.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def announce(state: State | None, version: str) -> Decision:
 
 
 def end(state: State | None, version: str, alive: Collection[str]) -> Decision:
-    """Wait, as a node that stands by, until the round ends; end it if a keep-alive has expired.
+    """Wait on standby until the round ends; end it if a keep-alive has expired.
 
     Args:
         state: the state.
