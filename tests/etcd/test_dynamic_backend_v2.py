@@ -85,8 +85,9 @@ def test_a_value_that_is_not_base64_is_a_state_error(etcd, run_id, value):
     etcd.get_client().write(f"/{run_id}", value)
     with pytest.raises(RendezvousStateError) as caught:
         backend.get_state()
+    shown = repr(value) if len(value) <= 60 else f"{value[:60]!r}... ({len(value)} characters)"
     assert str(caught.value) == (
-        f"the etcd key '{run_id}' does not hold base64, but {value[:60]!r}: something else wrote it; "
+        f"the etcd key '{run_id}' contains {shown}, which is not base64: another program wrote it; "
         f"choose another run id"
     )
 

@@ -11,11 +11,11 @@ from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.dynamic.backend import RendezvousBackend, Token, index_of
 from rendezvous.etcd.v2.client import create_client, etcd_module, key_path, translate_errors
 from rendezvous.etcd.v2.store import EtcdStore
+from rendezvous.utils import quoted
 
 __all__ = ["EtcdRendezvousBackend", "create_backend"]
 
 _DEFAULT_TTL = 7200
-_QUOTED = 60
 _KEY_PREFIX = "/torch/elastic/rendezvous"
 _STORE_PREFIX = "/torch/elastic/store"
 
@@ -129,8 +129,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
             return b64decode(result.value, validate=True), result.modifiedIndex
         except (binascii.Error, ValueError):
             raise RendezvousStateError(
-                f"the etcd key '{self._key}' does not hold base64, but {result.value[:_QUOTED]!r}: something else "
-                f"wrote it; choose another run id"
+                f"the etcd key '{self._key}' contains {quoted(result.value)}, which is not base64: another "
+                f"program wrote it; choose another run id"
             ) from None
 
 

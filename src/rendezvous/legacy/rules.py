@@ -29,6 +29,7 @@ from enum import Enum, auto
 from typing import Any
 
 from rendezvous.api import RendezvousStateError
+from rendezvous.utils import quoted
 
 __all__ = [
     "EPHEMERAL_TTL",
@@ -68,9 +69,6 @@ KEEP_ALIVE_TTL = 10
 RUN_TTL = 7200
 
 SETUP: State = {"status": "setup"}
-
-# How much of a value an error quotes, in characters.
-_QUOTED = 60
 
 # The fields that the rules read, by status. None for ``closed``, which keeps the fields of the status before it.
 _FIELDS: dict[str, dict[str, type]] = {
@@ -139,10 +137,10 @@ def parse(text: str | None) -> State | None:
     try:
         state = json.loads(text)
     except (ValueError, RecursionError):
-        raise RendezvousStateError(f"the state is not JSON: {text[:_QUOTED]!r}") from None
+        raise RendezvousStateError(f"the state is not JSON: {quoted(text)}") from None
     fields = _FIELDS.get(str(state.get("status"))) if isinstance(state, dict) else None
     if fields is None:
-        raise RendezvousStateError(f"the state has no status of this protocol: {text[:_QUOTED]!r}")
+        raise RendezvousStateError(f"the state has no status of this protocol: {quoted(text)}")
     for name, kind in fields.items():
         if not isinstance(state.get(name), kind):
             raise RendezvousStateError(
@@ -151,7 +149,7 @@ def parse(text: str | None) -> State | None:
             )
     if not str(state.get("version", "0")).isdecimal():
         raise RendezvousStateError(
-            f"the version of the state must be a decimal number, not {str(state['version'])[:_QUOTED]!r}"
+            f"the version of the state must be a decimal number, not {quoted(str(state['version']))}"
         )
     return dict(state)
 
