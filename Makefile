@@ -25,6 +25,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
+	@echo 'make lint          its first part: ruff, mypy, stubtest, cython-lint, the workflows'
+	@echo 'make test-compiled its second part: the tests with the compiled core'
+	@echo 'make test-pure     its third part: the tests that depend on the core, with the pure-Python twin'
 	@echo 'make test-asan     the tests of the compiled core, built with AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make test-etcds    what depends on the server, on each etcd release (needs what make etcd needs)'
 	@echo 'make test-pythons  what needs no torch, on each Python of PYTHONS that is there'

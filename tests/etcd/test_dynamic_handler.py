@@ -346,7 +346,7 @@ def test_a_foreign_or_damaged_state_is_an_error_that_says_so(job, run_id, value,
 
 
 def test_an_etcd_that_is_down_at_the_start(run_id):
-    with pytest.raises(RendezvousConnectionError, match="no etcd answers at http://localhost:1"):
+    with pytest.raises(RendezvousConnectionError, match="at http://localhost:1: Connection refused; check"):
         get_rendezvous_handler(RendezvousParameters("etcd-v2", "localhost:1", run_id, 1, 1))
 
 

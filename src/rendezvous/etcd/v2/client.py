@@ -101,6 +101,13 @@ def retry(what: str, call: Callable[[], _T], deadline: float) -> _T:
             time.sleep(min(backoff.next(), left))
 
 
+def _first_cause(exc: BaseException) -> str:
+    """Return the message of the error that began the chain of ``exc``, such as "Connection refused"."""
+    while (earlier := exc.__cause__ or exc.__context__) is not None:
+        exc = earlier
+    return getattr(exc, "strerror", None) or str(exc)
+
+
 class EtcdClient:
     """A client of an etcd cluster: one ``etcd.Client`` for each endpoint, of which it uses the next when one fails.
 
@@ -148,8 +155,12 @@ class EtcdClient:
                 f"no etcd answers at {names}", lambda: self._call(lambda client: client.machines)
             )
         except RendezvousConnectionError as exc:
-            if "404 page not found" not in str(exc):
+            if not exc.retryable:
                 raise
+            if "404 page not found" not in str(exc):
+                raise RendezvousConnectionError(
+                    f"no etcd answers at {names}: {_first_cause(exc)}; check the endpoint, and that etcd runs there"
+                ) from None
             raise RendezvousConnectionError(
                 f"etcd answers at {names}, but does not serve the v2 API: etcd 3.6 removed it, 3.4 and 3.5 need "
                 f"--enable-v2; use the backend 'etcd-v3', which needs no v2 API"
