@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots, run, targets
+from benchmarks import catalog, plots, targets
 from benchmarks.tables import seconds
 from rendezvous.bench.metadata import summary
 from rendezvous.bench.tables import MISSING, Table
@@ -34,7 +34,9 @@ ALT = {
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the results in ``folder`` by the name of the benchmark."""
-    return {name: json.loads(path.read_text()) for name in run.BENCHMARKS if (path := folder / f"{name}.json").exists()}
+    return {
+        name: json.loads(path.read_text()) for name in catalog.BENCHMARKS if (path := folder / f"{name}.json").exists()
+    }
 
 
 def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: str) -> str:
@@ -51,9 +53,9 @@ def section(results: dict[str, dict[str, Any]], names: Iterable[str], folder: st
             continue
         if name in plots.PLOTS:
             parts.append(f"![{ALT[name]}]({folder}/{name}.png)")
-        parts += [table.markdown() for table in run.module(name).tables(results[name]["rows"])]
+        parts += [table.markdown() for table in catalog.module(name).tables(results[name]["rows"])]
         which = "" if results[name]["full"] else " The short set."
-        parts.append(summary(results[name]["circumstances"]) + which)
+        parts.append(summary(results[name]["metadata"]) + which)
     return "\n\n".join(parts)
 
 
@@ -68,7 +70,7 @@ def front(results: dict[str, dict[str, Any]], folder: str) -> str:
     parts = [_figures(rows).markdown()]
     if "formation" in results:
         parts.insert(0, f"![{ALT['formation']}]({folder}/formation.png)")
-        parts.append(summary(results["formation"]["circumstances"]))
+        parts.append(summary(results["formation"]["metadata"]))
     parts.append(
         f"{targets.met(rows)} of the {len(targets.TARGETS)} targets were met. [All results]({folder}/README.md) "
         "include those that were missed."
@@ -112,4 +114,4 @@ def write(readme: Path, folder: Path) -> None:
     after = rest.split(MARKS[1])[1]
     figures = front(results, folder.relative_to(readme.parent).as_posix())
     readme.write_text(f"{before}{MARKS[0]}\n\n{figures}\n\n{MARKS[1]}{after}")
-    (folder / "README.md").write_text(f"# Results\n\n{reached}\n\n{section(results, run.BENCHMARKS, '.')}\n")
+    (folder / "README.md").write_text(f"# Results\n\n{reached}\n\n{section(results, catalog.BENCHMARKS, '.')}\n")

@@ -7,31 +7,23 @@ instead, and makes the tables and plots there, and the figures of the README, fr
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from benchmarks import catalog
+from benchmarks.catalog import BENCHMARKS
 from rendezvous.api import RendezvousError
 from rendezvous.bench.metadata import metadata
 
-__all__ = ["BENCHMARKS", "main", "module"]
-
-BENCHMARKS = ("state", "formation", "steady", "recovery", "store", "scale")
-"""The benchmarks: modules with ``measure(full)``, which returns rows, and ``tables(rows)``."""
+__all__ = ["main"]
 
 OUT = Path(__file__).parent / "out"
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
-
-
-def module(name: str) -> ModuleType:
-    """Return the module of a benchmark."""
-    return importlib.import_module(f"benchmarks.{name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,9 +84,9 @@ def _run(name: str, full: bool, folder: Path) -> bool:
 
 def measure(name: str, full: bool, folder: Path) -> None:
     """Run one benchmark, write its results into ``folder``, and print its tables."""
-    benchmark = module(name)
+    benchmark = catalog.module(name)
     made = metadata()
-    result: dict[str, Any] = {"benchmark": name, "full": full, "circumstances": made, "rows": benchmark.measure(full)}
+    result: dict[str, Any] = {"benchmark": name, "full": full, "metadata": made, "rows": benchmark.measure(full)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     for table in benchmark.tables(result["rows"]):

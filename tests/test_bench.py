@@ -174,7 +174,7 @@ def test_hosts_form_worlds_together_and_leave_nothing(etcd3, run_id, tmp_path, c
     ended = hosts.run(commands(etcd3.get_endpoint(), run_id, 3, *numbers, "--output", str(tmp_path)))
     result = check_first(ended, tmp_path, worlds=2, nodes=12)
     assert result["contender"] == contender
-    assert {"etcd", "etcd-rendezvous"} <= result["circumstances"]["versions"].keys()
+    assert {"etcd", "etcd-rendezvous"} <= result["metadata"]["versions"].keys()
     for row in result["rows"]:
         assert row["per_node"]["raft"] >= 2  # a lease and a key
     assert f"etcd at {etcd3.get_endpoint()}" in " ".join(ended[0].out.split())

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import contenders, formation, recovery, report, rosters, run, targets
+from benchmarks import catalog, contenders, formation, recovery, report, rosters, run, targets
 from benchmarks import state as state_benchmark
 from benchmarks import store as store_benchmark
 from benchmarks.processes import LATE
@@ -183,7 +183,7 @@ def test_a_table_is_printed_completely(monkeypatch, capsys):
 
 def test_results_of_the_short_set_are_marked():
     row = {"contender": "etcd-v3", "victim": "node", "ttl": 3, "seconds": 3.9, "runs": [3.9]}
-    result = {"full": False, "circumstances": metadata.metadata(), "rows": [row]}
+    result = {"full": False, "metadata": metadata.metadata(), "rows": [row]}
     text = report.section({"recovery": result}, ["recovery", "store"], ".")
     assert "| etcd-v3 | node | 3 s | 3.9 s |" in text
     assert text.endswith("The short set.")
@@ -259,7 +259,7 @@ def test_if_one_benchmark_fails_the_others_still_run(monkeypatch, folders, capsy
             raise Failed("the twins' bytes differ")
         return Benchmark
 
-    monkeypatch.setattr(run, "module", module)
+    monkeypatch.setattr(catalog, "module", module)
     assert run.main(["state", "store"]) == 1
     assert "state failed: the twins' bytes differ" in capsys.readouterr().err
     assert json.loads((folders / "out/store.json").read_text())["rows"] == [{"contender": "another", "full": False}]
@@ -268,7 +268,7 @@ def test_if_one_benchmark_fails_the_others_still_run(monkeypatch, folders, capsy
 
 def test_published_results_are_in_the_readme(monkeypatch, folders):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(run, "module", lambda name: Benchmark)
+    monkeypatch.setattr(catalog, "module", lambda name: Benchmark)
     assert run.main(["recovery", "store", "--publish"]) == 0
     assert sorted(path.name for path in (folders / "results").iterdir()) == ["README.md", "recovery.json", "store.json"]
     readme = (folders / "README.md").read_text()
@@ -298,8 +298,8 @@ def test_the_readme_has_one_plot_and_three_figures():
     ]
     made = {"date": "2026-01-01T00:00:00", "commit": None, "machine": "a machine", "python": "3.12", "versions": {}}
     results = {
-        "formation": {"rows": worlds, "circumstances": made},
-        "recovery": {"rows": kills, "circumstances": made},
+        "formation": {"rows": worlds, "metadata": made},
+        "recovery": {"rows": kills, "metadata": made},
     }
     shown = report.front(results, "results")
     assert re.findall(r"!\[.*\]\((.*)\)", shown) == ["results/formation.png"]

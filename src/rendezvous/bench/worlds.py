@@ -93,7 +93,7 @@ def run(plan: Plan) -> dict[str, Any] | None:
     if lobby.first:
         return {
             "benchmark": "formation-cluster",
-            "circumstances": metadata(version),
+            "metadata": metadata(version),
             **common,
             **{"hosts": plan.hosts, "endpoint": plan.endpoint, "join_timeout": plan.timeout},
             "rows": rows,
@@ -336,7 +336,7 @@ def table(result: dict[str, Any]) -> Table:
         "The load of etcd is read from the metrics of the given endpoints. It includes what the hosts exchange (one "
         "write and one or two requests for each host), and everything else that uses this etcd."
     )
-    made = result["circumstances"]
+    made = result["metadata"]
     remarks.append(f"{summary(made)} Core: {made['core']}. etcd at {result['endpoint']}.")
     return Table(
         f"{result['contender']}: seconds from the start on a host until its last node has its place.",
