@@ -120,7 +120,7 @@ test-asan: $(VENV)/.built-dev
 	  build_py --build-lib $(ASAN)/lib \
 	  build_ext --build-lib $(ASAN)/lib --build-temp $(ASAN)/temp --cython-c-in-temp
 	$(ASAN_RUN) -c 'from rendezvous._core import _state_c; assert _state_c.__file__.startswith("$(ASAN)"), _state_c'
-	$(ASAN_RUN) -m pytest -q --require-all --capture=sys -k 'not pure' $(addprefix tests/test_,state.py roster.py swap.py)
+	$(ASAN_RUN) -m pytest -q --require-all --capture=sys -k 'not pure' $(addprefix tests/test_,state.py state_bytes.py roster.py swap.py)
 
 # What depends on the server, on each release but the newest, on which `make test` runs. On 3.6 and later the tests of the
 # v2 API are left out.
@@ -162,7 +162,7 @@ test-netns: $(VENV)/.built-dev
 # The lowest versions run on the lowest Python: for newer ones they have no wheels, or warnings of their own.
 LOWEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 LOWEST := build/lowest
-LOWEST_TESTS ?= tests/etcd $(addprefix tests/test_,api.py cli.py coordinated_records.py package.py roster.py state.py swap.py)
+LOWEST_TESTS ?= tests/etcd $(addprefix tests/test_,api.py cli.py coordinated_records.py package.py roster.py state.py state_bytes.py swap.py)
 
 test-lowest:
 	rm -rf $(LOWEST)

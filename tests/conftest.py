@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -67,6 +69,18 @@ def twin(request: pytest.FixtureRequest) -> str:
     if request.param == "compiled" and importlib.util.find_spec("rendezvous._core._state_c") is None:
         pytest.skip("the compiled core is not built")
     return {"compiled": "c", "pure": "py"}[request.param]
+
+
+@pytest.fixture
+def State(twin: str) -> Any:
+    """The state of the dynamic rendezvous, of one twin."""
+    return importlib.import_module(f"rendezvous._core._state_{twin}").State
+
+
+@pytest.fixture(scope="session")
+def CompiledState() -> Any:
+    """The compiled state; skips the test if it is not built."""
+    return pytest.importorskip("rendezvous._core._state_c").State
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
