@@ -130,7 +130,7 @@ ApplyRecord(r) ==
        ELSE UNCHANGED <<log, boot>>
     /\ UNCHANGED <<lease, key, coord, rosters, closedAt, fences>>
 
-\* Rank 0 says where the workers meet.
+\* Rank 0 publishes where the workers meet.
 BootRequest(n, known) ==
     [kind |-> "boot", node |-> n, attempt |-> place[n].attempt, known |-> known]
 
@@ -145,7 +145,7 @@ Apply(r) ==
       [] r.kind = "record"   -> ApplyRecord(r)
       [] r.kind = "boot"     -> ApplyBoot(r)
 
-\* The outcomes in which the sender hears nothing.
+\* The outcomes in which the sender receives no answer.
 Unanswered(r) ==
     \/ /\ Apply(r)
        /\ UNCHANGED <<late, attempts, lates, losts, local, c>>
@@ -169,10 +169,10 @@ Grant(n) ==
     /\ state' = [state EXCEPT ![n] = "joining"]
     /\ UNCHANGED <<key, coord, log, rosters, boot, closedAt, budget, last, rev, place, met, seen, c>>
 
-\* Whether etcd has the node's key as the node wants it.
+\* Whether the node knows that its key in etcd is up to date.
 Written(n) == rev[n] > 0 /\ rev[n] = key[n].rev /\ key[n].last = last[n]
 
-\* The answer tells the node what its key is now, whether or not the comparison held.
+\* The answer contains the node's key as it is now, whether or not the comparison held.
 Join(n) ==
     /\ state[n] = "joining" /\ ~Written(n) /\ lease[n] = "live"
     /\ \/ /\ Apply(JoinRequest(n))
@@ -329,7 +329,7 @@ Agreement ==
     /\ \A m, n \in Nodes :
            state[m] = "member" /\ state[n] = "member" /\ place[m].round = place[n].round => place[m] = place[n]
 
-\* A node is in its round until it leaves, or its lease ends at etcd: not until its key says so.
+\* A node is in its round until it leaves, or its lease ends at etcd. What its key contains does not matter.
 Exclusivity ==
     Current.phase = "complete" =>
         \A n \in Nodes : state[n] = "member" /\ lease[n] = "live" => place[n].round >= Current.round
@@ -359,7 +359,7 @@ Safety ==
 
 Live == {n \in Nodes : lease[n] = "live"}
 
-\* What num_nodes_waiting() tells a member: another member left or is lost, or a node waits that fits in.
+\* Whether num_nodes_waiting() of a member is not 0: another member left or is lost, or a node waits that fits in.
 Waiting(n) ==
     LET members == rosters[place[n].attempt] IN
     \/ \E m \in members : key[m].rev = 0 \/ key[m].last >= place[n].round
