@@ -36,9 +36,9 @@ from rendezvous.coordinated import rules
 from rendezvous.coordinated.coordinator import Coordinator
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, Phase, RoundRecord
+from rendezvous.coordinated.records import Bootstrap, CoordinatorRecord, Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Candidate, Limits
-from rendezvous.coordinated.view import View
+from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
@@ -59,10 +59,13 @@ _PAGE = 1000
 _CHANGES = 3
 _KEYS = Keys("/capacities", "run")
 _OPTIONS = Options()
-_SMALL = RoundRecord(0, Phase.COMPLETE, world_size=10_000, shards=79)
+_ATTEMPT = "0" * 16
+_FENCE = CurrentCoordinator(1, 1, b"")
+_SMALL = RoundRecord(0, Phase.COMPLETE, attempt=_ATTEMPT, world_size=10_000, shards=79)
 _LARGE = RoundRecord(
     0,
     Phase.COMPLETE,
+    attempt=_ATTEMPT,
     world_size=_OPTIONS.inline_nodes,
     shards=1,
     roster=Roster(list(range(1, _OPTIONS.inline_nodes + 1))).encode(1)[0],
@@ -133,7 +136,7 @@ class _Load:
         """Send the transaction with which a node joins."""
         lease = self._leases[index]
         node = put_op(_KEYS.node(lease), NodeRecord(f"node-{index:05d}", 12345, index).encode(), lease)
-        elect = txn_op([absent(_KEYS.coordinator)], [put_op(_KEYS.coordinator, b"%016x" % lease, lease)])
+        elect = txn_op([absent(_KEYS.coordinator)], [put_op(_KEYS.coordinator, _coordinator(lease), lease)])
         read = get_op(_KEYS.ctl, prefix_end(_KEYS.ctl))
         await self._client.txn([], [elect, node, read], deadline=self._deadline())
 
@@ -261,7 +264,7 @@ def _node(count: int) -> float:
     ]
 
     async def take_in() -> None:
-        await _Idle(_Silent(), _KEYS, Limits(count + 1, count + 1), 0).take_in(events)
+        await _Idle(_Silent(), _KEYS, Limits(count + 1, count + 1), _FENCE, random.Random(0)).take_in(events)
 
     return _timed(lambda: asyncio.run(take_in()), count)
 
@@ -295,6 +298,10 @@ def _join(count: int) -> float:
     return max(0.0, _timed(lambda: asyncio.run(join()), count) - _timed(lambda: asyncio.run(ask()), count))
 
 
+def _coordinator(lease: int) -> bytes:
+    return CoordinatorRecord(f"{lease:016x}", "0" * 16).encode()
+
+
 class _Idle(Coordinator):
     async def take_in(self, events: Sequence[Event]) -> None:
         """Process changes one by one, and decide after each."""
@@ -325,8 +332,8 @@ class _Silent(EtcdClient):
             return rpc_pb2.LeaseGrantResponse(ID=self._leases)
         answer = rpc_pb2.TxnResponse(succeeded=True)
         roster = Roster([1, self._leases]).encode(1)[0]
-        record = RoundRecord(0, Phase.COMPLETE, world_size=2, shards=1, roster=roster)
-        ctl = {_KEYS.coordinator: b"%016x" % 1, _KEYS.round: record.encode()}
+        record = RoundRecord(0, Phase.COMPLETE, attempt=_ATTEMPT, world_size=2, shards=1, roster=roster)
+        ctl = {_KEYS.coordinator: _coordinator(1), _KEYS.round: record.encode()}
         ctl[_KEYS.bootstrap] = Bootstrap(0, "node-00000", 29500).encode()
         kvs = [rpc_pb2.KeyValue(key=key, value=value, lease=1, mod_revision=1) for key, value in ctl.items()]
         answer.responses.add().response_range.kvs.extend(kvs)

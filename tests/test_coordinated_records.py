@@ -10,12 +10,24 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.coordinated.records import MAX_ROUND, Bootstrap, Closed, Keys, NodeRecord, Phase, RoundRecord, printable
+from rendezvous.coordinated.records import (
+    MAX_ROUND,
+    Bootstrap,
+    Closed,
+    CoordinatorRecord,
+    Keys,
+    NodeRecord,
+    Phase,
+    RoundRecord,
+    printable,
+)
 
-KINDS = (RoundRecord, NodeRecord, Bootstrap, Closed)
+KINDS = (RoundRecord, NodeRecord, Bootstrap, Closed, CoordinatorRecord)
+ATTEMPT = "00000000000000a1"
 COUNT = st.integers(0, 2**31 - 1)
 NODES = st.integers(0, 131072)
 ROUND = st.integers(0, MAX_ROUND)
+IDS = st.from_regex("[0-9a-f]{16}", fullmatch=True)
 PID = st.integers(0, 2**63 - 1)
 
 ROUND_RECORDS = st.builds(
@@ -25,6 +37,8 @@ ROUND_RECORDS = st.builds(
     joined=COUNT,
     min_nodes=COUNT,
     max_nodes=COUNT,
+    attempt=st.just("") | IDS,
+    previous=st.just("") | IDS,
     world_size=NODES,
     shards=NODES,
     waiting=COUNT,
@@ -36,7 +50,13 @@ ROUND_RECORDS = st.builds(
     missing=st.lists(st.text(max_size=9), max_size=3).map(tuple),
 ) | st.integers(1, 131072).flatmap(
     lambda size: st.builds(
-        RoundRecord, ROUND, st.just(Phase.COMPLETE), world_size=st.just(size), shards=st.integers(1, size), lost=COUNT
+        RoundRecord,
+        ROUND,
+        st.just(Phase.COMPLETE),
+        attempt=IDS,
+        world_size=st.just(size),
+        shards=st.integers(1, size),
+        lost=COUNT,
     )
 )
 NODE_RECORDS = st.builds(
@@ -51,7 +71,8 @@ NODE_RECORDS = st.builds(
 )
 BOOTSTRAPS = st.builds(Bootstrap, round=ROUND, addr=st.text(max_size=20), port=st.integers(1, 65535))
 CLOSED = st.builds(Closed, reason=st.text(max_size=20), by=st.text(max_size=20))
-RECORDS = ROUND_RECORDS | NODE_RECORDS | BOOTSTRAPS | CLOSED
+COORDINATORS = st.builds(CoordinatorRecord, node=IDS, nonce=IDS)
+RECORDS = ROUND_RECORDS | NODE_RECORDS | BOOTSTRAPS | CLOSED | COORDINATORS
 
 
 def test_a_run_id_does_not_reach_into_another_runs_keys():
@@ -73,8 +94,14 @@ def test_the_keys_of_rounds_sort_like_their_numbers():
     assert prefixes == sorted(prefixes)
     start, end = keys.before_round("store", 10)
     assert start < keys.of_round("store", 9) + b"key" < end <= keys.of_round("store", 10)
-    start, end = keys.from_round("roster", 10)
-    assert start <= keys.shard(10, 0) < keys.shard(123456, 3) < end
+
+
+def test_the_keys_of_an_attempt_have_a_prefix_of_their_own():
+    keys = Keys("/p", "r")
+    keys_of_round = [keys.shard(10, ATTEMPT, 0), keys.names(10, ATTEMPT, 0)]
+    assert all(key.startswith(keys.roster(10, ATTEMPT)) for key in keys_of_round)
+    start, end = keys.before_round("roster", 10)
+    assert start < keys.shard(9, "f" * 16, 0) < end <= min(keys_of_round)
 
 
 @given(node_id=st.integers(1, 2**63 - 1))
@@ -100,10 +127,10 @@ def test_a_record_comes_back_from_its_bytes(record):
 # The bytes. Nodes of another version read them.
 
 
-def as_json(record: RoundRecord | NodeRecord | Bootstrap | Closed) -> bytes:
+def as_json(record: RoundRecord | NodeRecord | Bootstrap | Closed | CoordinatorRecord) -> bytes:
     """Return what the standard library makes of the record: the fields in order, without defaults."""
     if isinstance(record, RoundRecord):
-        counts = [name for name in record.__struct_fields__[2:] if type(getattr(record, name)) is int]
+        counts = [name for name in record.__struct_fields__[2:] if type(getattr(record, name)) in (int, str)]
         values = {"round": record.round, "phase": record.phase.value}
         values.update({name: getattr(record, name) for name in counts if getattr(record, name)})
         if record.roster is not None:
@@ -140,8 +167,17 @@ def test_the_bytes_are_those_of_the_standard_library(record):
             b'{"round":3,"phase":"last call","joined":2,"min_nodes":2,"max_nodes":4}',
         ),
         (
-            RoundRecord(3, Phase.COMPLETE, world_size=2, shards=1, roster=b"RR", rank_0_gone=True, missing=("a_1_0",)),
-            b'{"round":3,"phase":"complete","world_size":2,"shards":1,"roster":"UlI=","headless":true,'
+            RoundRecord(
+                3,
+                Phase.COMPLETE,
+                attempt=ATTEMPT,
+                world_size=2,
+                shards=1,
+                roster=b"RR",
+                rank_0_gone=True,
+                missing=("a_1_0",),
+            ),
+            b'{"round":3,"phase":"complete","attempt":"00000000000000a1","world_size":2,"shards":1,"roster":"UlI=","headless":true,'
             b'"missing":["a_1_0"]}',
         ),
         (NodeRecord("node-1", 7, 0), b'{"addr":"node-1","pid":7,"local":0}'),
@@ -150,6 +186,7 @@ def test_the_bytes_are_those_of_the_standard_library(record):
             b'{"addr":"node-1","pid":7,"local":0,"last":2,"rank":0,"topology":"pod1/rack2","hint":5}',
         ),
         (Bootstrap(3, "node-1", 29500), b'{"round":3,"addr":"node-1","port":29500}'),
+        (CoordinatorRecord("0f" * 8, ATTEMPT), b'{"node":"0f0f0f0f0f0f0f0f","nonce":"00000000000000a1"}'),
         (Closed("enough", "node-1_7_0"), b'{"reason":"enough","by":"node-1_7_0"}'),
     ],
 )
@@ -193,6 +230,22 @@ def test_the_bytes_that_a_person_sees_with_etcdctl(record, data):
             RoundRecord,
             b'{"round":1,"phase":"forming","missing":["a",1]}',
             "field 'missing[1]': expected a string, got an integer",
+        ),
+        (
+            CoordinatorRecord,
+            b'{"node":"7","nonce":"0123456789abcdef"}',
+            "field 'node': expected a string matching regex",
+        ),
+        (CoordinatorRecord, b"0123456789abcdef", "JSON is malformed"),
+        (
+            RoundRecord,
+            b'{"round":1,"phase":"forming","attempt":"0123456789abcdef\\n"}',
+            "field 'attempt': expected a string matching regex",
+        ),
+        (
+            RoundRecord,
+            b'{"round":1,"phase":"complete","world_size":4,"shards":1}',
+            "field 'attempt': a complete round has",
         ),
         (RoundRecord, b'{"round":1,"phase":"complete"}', "field 'world_size': a complete round has members"),
         (

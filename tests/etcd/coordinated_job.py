@@ -54,7 +54,7 @@ class Job:
 
     def coordinator(self) -> CoordinatedRendezvousHandler:
         """Return the handler of the coordinator."""
-        leader = int(self.range(self.keys.coordinator)[0].value, 16)
+        leader = self.range(self.keys.coordinator)[0].lease
         return next(handler for handler in self.handlers if handler._member.node_id == leader)
 
     def stop(self) -> None:

@@ -14,6 +14,9 @@ from rendezvous.etcd.v3.errors import BusyError, EtcdError, UnavailableError
 from rendezvous.etcd.v3.operations import Message
 from tests.simulation.etcd import Etcd, _within
 
+LATEST = 30.0
+"""Seconds after which a late request is applied, at most."""
+
 
 @dataclass
 class Weather:
@@ -24,6 +27,7 @@ class Weather:
         storm: the part of requests that etcd refuses as too many.
         loss: the part of requests that do not arrive.
         amnesia: the part of requests that are applied and not answered.
+        late: the part of requests that are not answered and that etcd applies at any later time.
         repeats: the part of watch deliveries that come twice.
         latency: seconds, at most, of each way.
     """
@@ -32,6 +36,7 @@ class Weather:
     storm: float = 0.0
     loss: float = 0.0
     amnesia: float = 0.0
+    late: float = 0.0
     repeats: float = 0.0
     latency: float = 0.005
 
@@ -75,7 +80,19 @@ class Link(EtcdClient):
             self.hook("after", call, request)
             return answer
 
+        if self._weather.late and self._rng.random() < self._weather.late:
+            await self.pause()
+            asyncio.get_running_loop().call_later(self._rng.uniform(0, LATEST), self._apply_late, call, request)
+            await asyncio.sleep(min(timeout, self._rng.uniform(0, 1.0)))
+            raise UnavailableError("the connection broke")
         return await self._exchange(apply, timeout)
+
+    def _apply_late(self, call: Call, request: Message) -> None:
+        """Apply a request that its sender has given up, although it may have sent others since, or have died."""
+        try:
+            self._etcd.handle(call, request, self._owner)
+        except EtcdError:
+            pass  # nobody waits for the answer
 
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
         async def renew() -> None:

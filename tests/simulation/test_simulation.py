@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rendezvous._core import COMPILED
-from rendezvous.coordinated import coordinator, election, rules, table
+from rendezvous.coordinated import coordinator, election, member, rules, table, writer
 from rendezvous.coordinated.rules import Decision, Move
-from rendezvous.etcd.v3.operations import compare, put_op
+from rendezvous.etcd.v3.operations import absent, compare
 from tests.simulation.world import Violation, simulate
 
 pytestmark = pytest.mark.both_twins
@@ -68,14 +68,41 @@ def without_the_fence() -> Iterator[None]:
 
     def init(self: Any, client: Any, keys: Any, *arguments: Any) -> None:
         original(self, client, keys, *arguments)
-        self._fence = compare(keys.root + b"nothing", "create_revision", 0)
+        self._writer._fence = [absent(keys.root + b"nothing")]
 
-    with patched(coordinator.Coordinator, "__init__", init), patched(election.Election, "step_down", forget):
+    with (
+        patched(coordinator.Coordinator, "__init__", init),
+        patched(writer.Writer, "_check", lambda self, found: None),
+        patched(election.Election, "step_down", forget),
+    ):
         yield
 
 
 def forget(self: Any) -> None:
     self._term = None
+
+
+def compare_anything(key: bytes, field: str, value: Any) -> Any:
+    """Return a condition that always holds in place of one on a revision."""
+    return absent(b"nothing") if field == "mod_revision" else compare(key, field, value)
+
+
+@contextlib.contextmanager
+def overtaking_a_newer_round_record() -> Iterator[None]:
+    with patched(writer, "compare", compare_anything):
+        yield
+
+
+@contextlib.contextmanager
+def overtaking_a_newer_node_record() -> Iterator[None]:
+    with patched(member, "compare", compare_anything):
+        yield
+
+
+@contextlib.contextmanager
+def using_an_attempt_id_twice() -> Iterator[None]:
+    with patched(coordinator, "new_id", lambda random: "0" * 16):
+        yield
 
 
 @contextlib.contextmanager
@@ -106,26 +133,21 @@ def counting_spares_as_waiting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def publishing_the_record_before_the_shards() -> Iterator[None]:
-    async def put_record(self: Any, record: Any, with_it: Any = ()) -> bool:
-        await self._write([put_op(self._keys.round, record.encode(), self._run_lease)])
-        self._published = record
-        if with_it:
-            await self._write(with_it)
-        return True
+    original = writer.Writer.put_record
 
-    with patched(coordinator.Coordinator, "_put_record", put_record):
+    async def put_record(self: Any, record: Any, with_it: Any = ()) -> None:
+        await original(self, record)
+        if with_it:
+            await self.write(with_it)
+
+    with patched(writer.Writer, "put_record", put_record):
         yield
 
 
 @contextlib.contextmanager
 def completing_though_closed() -> Iterator[None]:
-    original = coordinator.Coordinator._write
-
-    async def write(self: Any, operations: Any, *conditions: Any) -> bool:
-        return await original(self, operations)
-
     with (
-        patched(coordinator.Coordinator, "_write", write),
+        patched(writer, "absent", lambda key: absent(b"nothing")),
         patched(table.Table, "counts", lambda self, closed, original=table.Table.counts: original(self, False)),
     ):
         yield
@@ -147,6 +169,8 @@ def busy_after_closing() -> Iterator[None]:
     ("fault", "invariant"),
     [
         (without_the_fence, "fencing"),
+        (overtaking_a_newer_round_record, "monotony"),
+        (overtaking_a_newer_node_record, "exclusivity"),
         (opening_early, "exclusivity"),
         (forgetting_the_lost, "liveness"),
         (counting_spares_as_waiting, "liveness"),

@@ -102,7 +102,7 @@ class Plan:
             repeats=rng.choice([0.0, 0.3]),
             latency=rng.choice([0.002, 0.01, 0.3]),
         )
-        return cls(
+        plan = cls(
             seed,
             limits,
             hosts,
@@ -113,6 +113,8 @@ class Plan:
             rng.choice([1, 2, 100]),
             rng.random() < 0.05,
         )
+        weather.late = rng.choice([0.0, 0.03, 0.1])
+        return plan
 
 
 @dataclass(eq=False)
@@ -202,7 +204,7 @@ class World:
         self.calm = True
         weather = self.plan.weather
         weather.outage = False
-        weather.loss = weather.amnesia = weather.storm = weather.repeats = 0.0
+        weather.loss = weather.amnesia = weather.late = weather.storm = weather.repeats = 0.0
         weather.latency = min(weather.latency, 0.02)
         for node in self.nodes:
             node.link.cut, node.link.slowness = False, 1.0
@@ -387,7 +389,8 @@ class World:
             self.fail("bounds", f"round {record.round} has {size} nodes")
         self._check_exclusivity(record)
         try:
-            shards = [self.etcd.current[self.keys.shard(record.round, k)].value for k in range(record.shards)]
+            keys = [self.keys.shard(record.round, record.attempt, k) for k in range(record.shards)]
+            shards = [self.etcd.current[key].value for key in keys]
             self.rosters[record.round] = Roster.decode(shards).nodes()
         except (KeyError, RendezvousError) as exc:
             self.fail("agreement", f"round {record.round} is complete and its roster cannot be read: {exc!r}")

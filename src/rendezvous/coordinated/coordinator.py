@@ -1,50 +1,37 @@
 """The elected node's part: it watches the nodes, and writes what the rules decide.
 
-Each write is a transaction that compares the fence: after another node has been elected, no write of the old
-coordinator is applied. A write whose outcome is unknown is sent again, because no other node can have written under the
-same fence.
+:mod:`rendezvous.coordinated.writer` makes sure that no write is applied after another node has been elected, or after a
+newer write of this node. A complete round record that is found is adopted, and never overwritten by anything but a new
+edition of itself or the next round.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
-from rendezvous.coordinated import rules
+from rendezvous.coordinated import roster, rules
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord
+from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord, new_id
 from rendezvous.coordinated.rules import Candidate, Counts, Move
 from rendezvous.coordinated.table import Table
+from rendezvous.coordinated.view import CurrentCoordinator
+from rendezvous.coordinated.writer import ClosedError, DeposedError, OutdatedError, Writer, batches
 from rendezvous.etcd.v3.client import EtcdClient
-from rendezvous.etcd.v3.errors import CompactedError, EtcdError
-from rendezvous.etcd.v3.operations import (
-    DELETE,
-    Event,
-    KeyValue,
-    Message,
-    absent,
-    compare,
-    delete_op,
-    get_op,
-    prefix_end,
-    put_op,
-)
+from rendezvous.etcd.v3.errors import EtcdError
+from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, Message, delete_op, prefix_end
 
 __all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 
 _MIN_RETRY_DELAY = 0.1  # seconds, after an error that is expected to be gone at once
-
-
-class _DeposedError(Exception):
-    """The fence does not hold: this node is not the coordinator any more."""
 
 
 class Coordinator:
@@ -54,7 +41,8 @@ class Coordinator:
         client: the etcd cluster.
         keys: the keys of the run.
         limits: the configuration of the rules.
-        fence: the create revision of ``ctl/coordinator``, which this node created.
+        fence: the key ``ctl/coordinator``, which this node created.
+        random: draws attempt ids.
         options: intervals and limits.
     """
 
@@ -63,23 +51,25 @@ class Coordinator:
         client: EtcdClient,
         keys: Keys,
         limits: rules.Limits,
-        fence: int,
+        fence: CurrentCoordinator,
+        random: random.Random,
         options: Options = Options(),  # noqa: B008, it is immutable
     ) -> None:
         self._client = client
         self._keys = keys
         self._limits = limits
         self._options = options
-        self._fence = compare(keys.coordinator, "create_revision", fence)
+        self._random = random
+        self._writer = Writer(client, keys, fence, options.request_timeout)
         self._table = Table()
         self._revisions: dict[int, int] = {}
+        self._read_at = 0
         self._changed = asyncio.Event()
         self._closed = False
         self._stale = False
-        self._run_lease = 0
+        self._previous = ""
         self._missing: list[str] = []
         self._last_call_ends: float | None = None
-        self._published: RoundRecord | None = None
         # The nodes of a job start together: most rounds complete before their progress would be published.
         self._published_at = asyncio.get_running_loop().time()
         self._dirty = True
@@ -93,9 +83,11 @@ class Coordinator:
                 watch = await self._watch()
                 await self._load()
                 await self._coordinate()
-            except _DeposedError:
+            except DeposedError:
                 logger.info("this node is not the coordinator any more")
                 return
+            except OutdatedError:
+                logger.info("the coordinator reads the state of the run again: the round record was written meanwhile")
             except EtcdError as exc:
                 logger.info("the coordinator reads the state of the run again: %s", exc)
                 await asyncio.sleep(_MIN_RETRY_DELAY)
@@ -121,12 +113,10 @@ class Coordinator:
     async def _watch(self) -> Any:
         self._table.nodes.clear()
         self._revisions.clear()
+        self._read_at = 0
         self._stale = False
-        nodes = self._keys.nodes
-        return await self._client.watch(nodes, prefix_end(nodes), self._receive, self._lose_track, self._deadline())
-
-    def _deadline(self) -> float:
-        return asyncio.get_running_loop().time() + self._options.request_timeout
+        nodes, deadline = self._keys.nodes, self._writer.deadline()
+        return await self._client.watch(nodes, prefix_end(nodes), self._receive, self._lose_track, deadline)
 
     def _receive(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -141,7 +131,7 @@ class Coordinator:
     def _apply(self, kv: KeyValue, gone: bool) -> None:
         try:
             node_id = self._keys.node_id(kv.key)
-            if kv.mod_revision <= self._revisions.get(node_id, 0):
+            if kv.mod_revision <= max(self._read_at, self._revisions.get(node_id, 0)):
                 return
             self._revisions[node_id] = kv.mod_revision
             if gone:
@@ -154,58 +144,49 @@ class Coordinator:
 
     async def _load(self) -> None:
         """Read the state of the run: the round record, the roster and the nodes."""
-        deadline = self._deadline()
+        deadline = self._writer.deadline()
         ctl, _ = await self._client.range(self._keys.ctl, prefix_end(self._keys.ctl), deadline)
         found = {kv.key: kv for kv in ctl}
         self._closed = self._keys.closed in found
-        current = found.get(self._keys.round)
-        record = None if current is None else RoundRecord.decode(current.key, current.value)
-        self._published = record
         self._dirty = True
+        self._last_call_ends = None
+        current = found.get(self._keys.round)
+        self._writer.adopt(current)
         await self._take_over_lease(current, deadline)
+        record = self._writer.record
         before: dict[int, str] = {}
         if record is None or not record.complete:
             self._table.open(0 if record is None else record.round)
-            if self._table.number:
-                before = await self._read_members(self._table.number - 1, deadline)
-            # Delete the shards of a coordinator that ended before it completed the round.
-            leftovers = self._keys.from_round("roster", self._table.number)
-            await self._write([delete_op(*leftovers)])
+            self._previous = "" if record is None else record.previous
+            if self._previous:
+                before = await self._read_members(self._table.number - 1, self._previous, deadline)
         else:
-            self._table.complete(record.round, await self._read_members(record.round, deadline))
-        nodes, _ = await self._client.range(self._keys.nodes, prefix_end(self._keys.nodes), deadline)
+            self._table.complete(record.round, await self._read_members(record.round, record.attempt, deadline))
+        await self._load_nodes(deadline)
+        self._missing = [name for node_id, name in before.items() if node_id not in self._table.nodes]
+
+    async def _read_members(self, number: int, attempt: str, deadline: float) -> dict[int, str]:
+        return await roster.read_members(self._client, self._keys, number, attempt, deadline)
+
+    async def _load_nodes(self, deadline: float) -> None:
+        """Make the table what etcd has at one revision. Events up to that revision that come later are ignored."""
+        nodes, revision = await self._client.range(self._keys.nodes, prefix_end(self._keys.nodes), deadline)
+        existing = {kv.key for kv in nodes}
+        for node_id in list(self._table.nodes):
+            if self._keys.node(node_id) not in existing and self._revisions[node_id] <= revision:
+                self._table.remove(node_id)
         for kv in nodes:
             self._apply(kv, gone=False)
-        self._missing = [name for node_id, name in before.items() if node_id not in self._table.nodes]
-        self._last_call_ends = None
+        self._read_at = revision
 
     async def _take_over_lease(self, current: KeyValue | None, deadline: float) -> None:
         """Renew the run lease; if it does not exist, grant another one."""
         lease = 0 if current is None else current.lease
-        if not lease or not await self._client.keep_alive(lease, deadline):
-            lease = await self._client.grant(self._options.run_ttl, deadline)
-            if current is not None:
-                await self._write([put_op(current.key, current.value, lease)])
-        self._run_lease = lease
+        renewed = bool(lease) and await self._client.keep_alive(lease, deadline)
+        self._writer.run_lease = lease if renewed else await self._client.grant(self._options.run_ttl, deadline)
         self._renewed_at = asyncio.get_running_loop().time()
-
-    async def _read_members(self, number: int, deadline: float) -> dict[int, str]:
-        """Return the names of the members of a complete round by id, in the order of their ranks."""
-        prefix = self._keys.of_round("roster", number)
-        shards, _ = await self._client.range(prefix, prefix_end(prefix), deadline)
-        members = Roster.decode([kv.value for kv in shards]).nodes()
-        # The names of members that have left since then can only be read at the roster's revision.
-        names: dict[int, str] = {}
-        revision = min((kv.mod_revision for kv in shards), default=0)
-        try:
-            nodes, _ = await self._client.range(
-                self._keys.nodes, prefix_end(self._keys.nodes), deadline, revision=revision
-            )
-            names = {self._keys.node_id(kv.key): NodeRecord.decode(kv.key, kv.value).name for kv in nodes}
-        except EtcdError as exc:
-            if not isinstance(exc, CompactedError):
-                raise
-        return {node_id: names.get(node_id, f"node {node_id:016x}") for node_id in members}
+        if not renewed and self._writer.record is not None:
+            await self._writer.put_record(self._writer.record)
 
     # Deciding.
 
@@ -224,7 +205,7 @@ class Coordinator:
             interval = self._options.run_keep_alive_interval
             if clock() - self._renewed_at > interval:
                 self._renewed_at = clock()
-                await self._client.keep_alive(self._run_lease, self._deadline())
+                await self._client.keep_alive(self._writer.run_lease, self._writer.deadline())
             await self._sleep(min(wait, interval if left is None else left))
 
     async def _sleep(self, seconds: float) -> None:
@@ -238,6 +219,8 @@ class Coordinator:
 
     async def _move(self, move: Move) -> None:
         if move is Move.OPEN:
+            assert self._writer.record is not None  # the record that completed the round
+            self._previous = self._writer.record.attempt
             self._missing = self._table.lost()
             self._table.open(self._table.number + 1)
             self._dirty = True
@@ -255,7 +238,7 @@ class Coordinator:
         if not self._dirty or self._closed:
             return self._options.run_keep_alive_interval
         clock = asyncio.get_running_loop().time
-        published = self._published
+        published = self._writer.record
         told_to_reform = published is not None and published.waiting > 0
         urgent = counts.complete and not told_to_reform and rules.waiting(counts, self._limits) > 0
         # Nodes that have not joined yet may watch already.
@@ -278,13 +261,14 @@ class Coordinator:
                 joined=counts.newcomers,
                 min_nodes=least,
                 max_nodes=most,
+                previous=self._previous,
                 missing=tuple(missing[: self._options.names]),
                 missing_count=len(missing),
             )
-        assert self._published is not None  # the record that completed the round
+        assert self._writer.record is not None  # the record that completed the round
         lost = self._table.lost() if counts.lost else []
         return msgspec.structs.replace(
-            self._published,
+            self._writer.record,
             waiting=rules.waiting(counts, self._limits),
             spares=rules.spares(counts, self._limits),
             lost=counts.lost,
@@ -294,57 +278,39 @@ class Coordinator:
         )
 
     async def _complete(self) -> None:
-        number = self._table.number
+        number, attempt, lease = self._table.number, new_id(self._random), self._writer.run_lease
         members = rules.choose(self._table.nodes.values(), number, self._limits)
-        roster = Roster([member.node_id for member in members])
-        inline = len(members) <= self._options.inline_nodes
-        shards = roster.encode(1 if inline else -(-len(members) // self._options.shard_nodes))
+        shards = roster.shards_of(members, self._options)
         record = RoundRecord(
             number,
             Phase.COMPLETE,
             min_nodes=rules.least(self._limits),
             max_nodes=self._limits.max_nodes,
+            attempt=attempt,
             world_size=len(members),
             shards=len(shards),
-            roster=shards[0] if inline else None,
+            roster=shards[0] if len(shards) == 1 else None,
         )
-        writes = [put_op(self._keys.shard(number, k), data, self._run_lease) for k, data in enumerate(shards)]
+        writes = roster.put_ops(self._keys, number, attempt, shards, members, lease)
         # The record is written last: a node that reads it finds the whole roster.
-        while len(writes) > self._options.operations:
-            await self._write(writes[: self._options.operations])
-            writes = writes[self._options.operations :]
-        if not await self._put_record(record, writes):
+        *first, last = batches(writes, self._options.operations)
+        for batch in first:
+            await self._writer.write(batch)
+        if not await self._put_record(record, last):
             return
         self._last_call_ends = None
         self._table.complete(number, {member.node_id: member.record.name for member in members})
         if number > 1:
+            # If this is applied late, nobody needs these keys either.
             old = [self._keys.before_round(kind, number - 1) for kind in ("roster", "store", "once")]
-            await self._write([delete_op(*keys) for keys in old])
-
-    # Writing.
+            await self._writer.write([delete_op(*keys) for keys in old])
 
     async def _put_record(self, record: RoundRecord, with_it: Sequence[Message] = ()) -> bool:
         """Write the round record and the operations ``with_it``; return False if the rendezvous is closed."""
-        put = put_op(self._keys.round, record.encode(), self._run_lease)
-        if not await self._write([*with_it, put], absent(self._keys.closed)):
+        try:
+            await self._writer.put_record(record, with_it)
+        except ClosedError:
+            self.close()
             return False
-        self._published = record
         self._published_at = asyncio.get_running_loop().time()
         return True
-
-    async def _write(self, operations: Sequence[Message], *conditions: Message) -> bool:
-        """Write under the fence; return False if ``conditions`` do not hold because the rendezvous is closed."""
-        fence = self._keys.coordinator
-        answer = await self._client.txn(
-            [self._fence, *conditions],
-            operations,
-            [get_op(fence), get_op(self._keys.closed)],
-            deadline=self._deadline(),
-        )
-        if answer.succeeded:
-            return True
-        leader, closed = (response.response_range.kvs for response in answer.responses)
-        if not leader or leader[0].create_revision != self._fence.create_revision or not closed:
-            raise _DeposedError
-        self.close()
-        return False

@@ -17,10 +17,10 @@ from rendezvous.api import RendezvousConnectionError
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.coordinator import Coordinator
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys
+from rendezvous.coordinated.records import CoordinatorRecord, Keys, new_id
 from rendezvous.coordinated.rules import Limits
 from rendezvous.coordinated.session import Session
-from rendezvous.coordinated.view import View
+from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.operations import Message, absent, get_op, prefix_end, put_op, txn_op
@@ -30,16 +30,16 @@ __all__ = ["Election", "campaign_op"]
 logger = logging.getLogger(__name__)
 
 
-def campaign_op(keys: Keys, lease: int) -> Message:
+def campaign_op(keys: Keys, lease: int, random: random.Random) -> Message:
     """Return the operation that makes the node with ``lease`` the coordinator if there is none."""
-    key = keys.coordinator
-    return txn_op([absent(key)], [put_op(key, b"%016x" % lease, lease)])
+    key, record = keys.coordinator, CoordinatorRecord(f"{lease:016x}", new_id(random))
+    return txn_op([absent(key)], [put_op(key, record.encode(), lease)])
 
 
 class _Term(NamedTuple):
     """The time in which this node coordinates."""
 
-    fence: int
+    fence: CurrentCoordinator
     coordinator: Coordinator
     task: asyncio.Task[None]
 
@@ -56,7 +56,7 @@ class Election:
         session: returns the node's session, or None if it has no lease.
         ttl: seconds within which a request of a campaign must succeed.
         name: the node's name, for messages.
-        random: jitters the campaigns.
+        random: jitters the campaigns, and draws nonces and attempt ids.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Election:
         view, session = self._view, self._session()
         current, lease = view.coordinator, session.lease if session is not None else None
         if self._term is not None:
-            if current is None or current.fence != self._term.fence or current.node_id != lease:
+            if current != self._term.fence or self._term.fence.node_id != lease:
                 self.step_down()
             elif view.closed is not None:
                 self._term.coordinator.close()
@@ -98,9 +98,9 @@ class Election:
             if view.synced and (self._campaign is None or self._campaign.done()):
                 self._campaign = asyncio.get_running_loop().create_task(self._run_campaign())
         elif current.node_id == lease and self._term is None:
-            coordinator = Coordinator(self._client, self._keys, self._limits, current.fence, self._options)
+            coordinator = Coordinator(self._client, self._keys, self._limits, current, self._random, self._options)
             task = asyncio.get_running_loop().create_task(coordinator.run())
-            self._term = _Term(current.fence, coordinator, task)
+            self._term = _Term(current, coordinator, task)
 
     def step_down(self) -> None:
         """Stop the coordinator if it runs in this node."""
@@ -133,7 +133,7 @@ class Election:
                 return
             try:
                 answer = await self._client.txn(
-                    [], [campaign_op(self._keys, session.lease), read], deadline=clock() + self._ttl
+                    [], [campaign_op(self._keys, session.lease, self._random), read], deadline=clock() + self._ttl
                 )
             except EtcdError:
                 session.lose()

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from rendezvous._core import Roster
 from rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -31,12 +30,13 @@ from rendezvous.coordinated.election import Election, campaign_op
 from rendezvous.coordinated.lifecycle import Lifecycle, State
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
+from rendezvous.coordinated.roster import find_rank
 from rendezvous.coordinated.rules import Assignment, Step
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient, Watch
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import absent, get_op, prefix_end, put_op
+from rendezvous.etcd.v3.operations import absent, compare, get_op, prefix_end, put_op
 
 __all__ = ["Member", "Settings"]
 
@@ -225,17 +225,30 @@ class Member:
             await self._prepare(deadline)
             self._check_not_left()
             assert self._session is not None
-            lease = self._session.lease
-            node = put_op(self._keys.node(lease), self._node.encode(), lease)
-            operations = [campaign_op(self._keys, lease), node, get_op(ctl, prefix_end(ctl))]
+            session, value = self._session, self._node.encode()
+            key, read = self._keys.node(session.lease), get_op(ctl, prefix_end(ctl))
             try:
-                answer = await self._client.txn([], operations, deadline=deadline)
+                answer = await self._client.txn(
+                    [compare(key, "mod_revision", session.key_revision)],
+                    [campaign_op(self._keys, session.lease, self._random), put_op(key, value, session.lease), read],
+                    [get_op(key), read],
+                    deadline=deadline,
+                )
             except EtcdError as exc:
                 logger.info("%s: joining again with a new lease", exc)
-                self._session.lose()
+                session.lose()
                 continue
+            written = answer.succeeded
+            if written:
+                session.key_revision = answer.header.revision
+            else:
+                # An earlier attempt or an older request was applied: go by what is stored.
+                found = answer.responses[0].response_range.kvs
+                session.key_revision = found[0].mod_revision if found else 0
+                written = bool(found) and found[0].value == value and found[0].lease == session.lease
             self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
-            return
+            if written:
+                return
 
     async def _prepare(self, deadline: float) -> None:
         """Get a lease and start a watch, at the same time."""
@@ -311,23 +324,11 @@ class Member:
         session = self._session
         deadline = max(self._deadline, asyncio.get_running_loop().time() + 1.0)
         assert session is not None
-        shard = record.roster
-        if shard is None:
-            key = self._keys.shard(record.round, session.lease % record.shards)
-            try:
-                found, _ = await self._client.range(key, b"", deadline, revision=revision, serializable=True)
-            except EtcdError:
-                found, _ = await self._client.range(key, b"", deadline)
-            if not found:
-                # The round has ended and its roster was deleted: this node was not a member.
-                self._looked_up = record.round
-                return None
-            shard = found[0].value
-        rank, world_size = Roster.find(shard, session.lease)
+        place = await find_rank(self._client, self._keys, record, revision, session.lease, deadline)
         self._looked_up = record.round
-        if rank is None or not session.alive:
+        if place is None or not session.alive:
             return None
-        return Assignment(record.round, rank, world_size, 0, self._view.run_lease)
+        return Assignment(record.round, *place, 0, self._view.run_lease)
 
     # Closing and leaving.
 

@@ -1,17 +1,20 @@
 """The keys of a run and the records under them: JSON that a person can read with etcdctl.
 
-    <prefix>/<run id>/ctl/coordinator     the coordinator's node id; the key's create revision is the fence
+    <prefix>/<run id>/ctl/coordinator     the coordinator's node id and a nonce; with its create revision the fence
     <prefix>/<run id>/ctl/round           the round record
     <prefix>/<run id>/ctl/bootstrap       the address and port of rank 0 in the round
     <prefix>/<run id>/ctl/closed          exists once the rendezvous is closed
     <prefix>/<run id>/nodes/<node id>     one key for each node
-    <prefix>/<run id>/roster/<round>/<k>  the shards of the roster, in the format of the core
+    <prefix>/<run id>/roster/<round>/<attempt>/<k>        the shards of the roster, in the format of the core
+    <prefix>/<run id>/roster/<round>/<attempt>/names/<k>  the names of its members, in the order of the ranks
     <prefix>/<run id>/store/<round>/...   the key-value store of the round
     <prefix>/<run id>/once/<round>/...    the idempotency keys of the store, by client and slot
     <prefix>/<run id>/state               the state blob of the dynamic protocol, if that uses this API
 
-A node id is the number of the node's lease. In keys it is sixteen hexadecimal digits. A round number is ten decimal
-digits in keys, so that the keys sort by round. A run id is percent-encoded, so that it cannot name another run's keys.
+A node id is the number of the node's lease. In keys it is sixteen hexadecimal digits. So is an attempt id: a random
+number that is drawn anew for each attempt to complete a round, and named by the record of the round. A round number is
+ten decimal digits in keys, so that the keys sort by round. A run id is percent-encoded, so that it cannot name another
+run's keys.
 
 A record is decoded into a typed, immutable struct that checks every range. Unknown fields are ignored. A field that has
 its default value is not written.
@@ -19,6 +22,7 @@ its default value is not written.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from enum import Enum
@@ -30,9 +34,20 @@ from msgspec import Meta, Struct, field
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
-from rendezvous.etcd.v3.operations import prefix_end
 
-__all__ = ["MAX_ROUND", "Bootstrap", "Closed", "Keys", "NodeRecord", "Phase", "RoundRecord", "printable", "run_keys"]
+__all__ = [
+    "MAX_ROUND",
+    "Bootstrap",
+    "Closed",
+    "CoordinatorRecord",
+    "Keys",
+    "NodeRecord",
+    "Phase",
+    "RoundRecord",
+    "new_id",
+    "printable",
+    "run_keys",
+]
 
 _T = TypeVar("_T")
 
@@ -51,6 +66,8 @@ _Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
 _Nodes = Annotated[int, Meta(ge=0, le=_MAX_NODES)]
 _Text = Annotated[str, Meta(max_length=1024)]
 _NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
+_Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
+_OptionalId = Annotated[str, Meta(pattern=r"\A([0-9a-f]{16})?\Z")]
 _Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -93,17 +110,21 @@ class Keys:
         """Return the prefix of the keys of one round; ``kind`` is ``roster``, ``store`` or ``once``."""
         return self.root + f"{kind}/{number:010d}/".encode()
 
-    def shard(self, number: int, shard: int) -> bytes:
-        """Return the key of shard number ``shard`` of a round's roster."""
-        return self.of_round("roster", number) + b"%04d" % shard
+    def roster(self, number: int, attempt: str) -> bytes:
+        """Return the prefix of the keys of one attempt's roster."""
+        return self.of_round("roster", number) + attempt.encode() + b"/"
+
+    def shard(self, number: int, attempt: str, shard: int) -> bytes:
+        """Return the key of shard number ``shard`` of a roster."""
+        return self.roster(number, attempt) + b"%04d" % shard
+
+    def names(self, number: int, attempt: str, part: int) -> bytes:
+        """Return the key of part number ``part`` of the names of a roster's members."""
+        return self.roster(number, attempt) + b"names/%04d" % part
 
     def before_round(self, kind: str, number: int) -> tuple[bytes, bytes]:
         """Return the range of the keys of all rounds before ``number``."""
         return self.root + f"{kind}/".encode(), self.of_round(kind, number)
-
-    def from_round(self, kind: str, number: int) -> tuple[bytes, bytes]:
-        """Return the range of the keys of all rounds from ``number``."""
-        return self.of_round(kind, number), prefix_end(self.root + f"{kind}/".encode())
 
 
 def run_keys(params: RendezvousParameters) -> Keys:
@@ -113,6 +134,11 @@ def run_keys(params: RendezvousParameters) -> Keys:
         ValueError: the run id is empty.
     """
     return Keys(config.PREFIX.read(params), params.run_id)
+
+
+def new_id(random: random.Random) -> str:
+    """Return an attempt id or a nonce: sixteen random hexadecimal digits."""
+    return f"{random.getrandbits(64):016x}"
 
 
 def printable(data: bytes, limit: int = 200) -> str:
@@ -212,6 +238,27 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
             raise ValueError(f"The node {self.name[:80]!r} cannot be published: {_problem(exc)}.") from None
 
 
+class CoordinatorRecord(Struct, frozen=True, gc=False):
+    """Which node coordinates.
+
+    Attributes:
+        node: its node id, in hexadecimal digits.
+        nonce: a random number that each campaign draws anew: two coordinators never have the same record.
+    """
+
+    node: _Id
+    nonce: _Id
+
+    def encode(self) -> bytes:
+        """Return the record's bytes."""
+        return _encode(self)
+
+    @classmethod
+    def decode(cls, key: bytes, data: bytes) -> CoordinatorRecord:
+        """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
+        return _decode(key, data, _decode_coordinator)
+
+
 class Phase(Enum):
     """The phases of a round."""
 
@@ -229,6 +276,8 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
         joined: while it forms: how many nodes have joined.
         min_nodes: the minimum number of nodes, as configured at the coordinator.
         max_nodes: the maximum number of nodes.
+        attempt: the attempt id of the complete round, under which its roster is stored.
+        previous: while the round forms: the attempt id of the round before it; empty if that is not known.
         world_size: how many members the complete round has.
         shards: how many shards its roster has.
         waiting: how many nodes are a reason to form the next round.
@@ -245,6 +294,8 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
     joined: _Count = 0
     min_nodes: _Count = 0
     max_nodes: _Count = 0
+    attempt: _OptionalId = ""
+    previous: _OptionalId = ""
     world_size: _Nodes = 0
     shards: _Nodes = 0
     waiting: _Count = 0
@@ -272,6 +323,8 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
             raise _error(key, data, "field 'world_size': a complete round has members")
         if record.complete and not 1 <= record.shards <= record.world_size:
             raise _error(key, data, f"field 'shards': expected 1 to {record.world_size}, the world size")
+        if record.complete and not record.attempt:
+            raise _error(key, data, "field 'attempt': a complete round has an attempt id")
         return record
 
 
@@ -309,6 +362,7 @@ class Closed(Struct, frozen=True):
 
 
 _encode = msgspec.json.Encoder().encode
+_decode_coordinator = msgspec.json.Decoder(CoordinatorRecord).decode
 _decode_node = msgspec.json.Decoder(NodeRecord).decode
 _decode_round = msgspec.json.Decoder(RoundRecord).decode
 _decode_bootstrap = msgspec.json.Decoder(Bootstrap).decode

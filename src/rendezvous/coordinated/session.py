@@ -31,6 +31,11 @@ class Session:
         interval: seconds between keep-alives.
         on_loss: called once if etcd has ended the lease.
         random: jitters the keep-alives, so that those of many nodes are spread over time.
+
+    Attributes:
+        lease: the id of the lease, which is the node's id.
+        alive: whether the lease may still exist.
+        key_revision: the last known revision of the node's key; 0 if the node has not written it yet.
     """
 
     @classmethod
@@ -57,6 +62,7 @@ class Session:
     ) -> None:
         self.lease = lease
         self.alive = True
+        self.key_revision = 0
         self._client = client
         self._ttl = ttl
         self._interval = interval

@@ -17,10 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class CurrentCoordinator(NamedTuple):
-    """The node id of the coordinator, and its fence."""
+    """The node id of the coordinator, and its fence: the create revision and the value of its key."""
 
     node_id: int
-    fence: int
+    revision: int
+    value: bytes
 
 
 class View:
@@ -114,7 +115,7 @@ class View:
                     self.record_revision = kv.mod_revision
                     self.record = RoundRecord.decode(key, kv.value)
             elif key == self._keys.coordinator:
-                self.coordinator = None if kv is None else CurrentCoordinator(kv.lease, kv.create_revision)
+                self.coordinator = None if kv is None else CurrentCoordinator(kv.lease, kv.create_revision, kv.value)
             elif key == self._keys.bootstrap:
                 self.bootstrap = None if kv is None else Bootstrap.decode(key, kv.value)
             elif key == self._keys.closed:

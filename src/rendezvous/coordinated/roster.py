@@ -1,0 +1,111 @@
+"""How the roster of a complete round is stored: its shards, and the names of its members, under one attempt id.
+
+A coordinator that takes over reads both. It never needs an old revision of etcd, which may be compacted or damaged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from rendezvous._core import Roster
+from rendezvous.coordinated.options import Options
+from rendezvous.coordinated.records import Keys, RoundRecord
+from rendezvous.coordinated.rules import Candidate
+from rendezvous.etcd.v3.client import EtcdClient
+from rendezvous.etcd.v3.errors import EtcdError
+from rendezvous.etcd.v3.operations import KeyValue, Message, prefix_end, put_op
+
+__all__ = ["find_rank", "put_ops", "read_members", "shards_of"]
+
+logger = logging.getLogger(__name__)
+
+_encode = msgspec.json.Encoder().encode
+_decode_names = msgspec.json.Decoder(list[str]).decode
+
+
+def shards_of(members: Sequence[Candidate], options: Options) -> list[bytes]:
+    """Return the shards of the roster of ``members``, which are in the order of their ranks: one if they are few."""
+    roster = Roster([member.node_id for member in members])
+    few = len(members) <= options.inline_nodes
+    return roster.encode(1 if few else -(-len(members) // options.shard_nodes))
+
+
+def put_ops(
+    keys: Keys,
+    number: int,
+    attempt: str,
+    shards: Sequence[bytes],
+    members: Sequence[Candidate],
+    lease: int,
+) -> list[Message]:
+    """Return the operations that store a roster and the names of its members."""
+    names = [member.record.name for member in members]
+    step = -(-len(names) // len(shards))
+    parts = [_encode(names[i : i + step]) for i in range(0, len(names), step)]
+    return [
+        *(put_op(keys.shard(number, attempt, k), data, lease) for k, data in enumerate(shards)),
+        *(put_op(keys.names(number, attempt, k), data, lease) for k, data in enumerate(parts)),
+    ]
+
+
+async def read_members(client: EtcdClient, keys: Keys, number: int, attempt: str, deadline: float) -> dict[int, str]:
+    """Return the names of the members of a complete round by id, in the order of their ranks.
+
+    Raises:
+        RendezvousConnectionError: etcd could not be reached in time.
+        RendezvousStateError: the roster is damaged.
+    """
+    prefix = keys.roster(number, attempt)
+    found, _ = await client.range(prefix, prefix_end(prefix), deadline)
+    parts = [kv for kv in found if kv.key.startswith(prefix + b"names/")]
+    shards = [kv.value for kv in found if not kv.key.startswith(prefix + b"names/")]
+    nodes = Roster.decode(shards).nodes()
+    names = _names(parts)
+    if len(names) != len(nodes):
+        return {node_id: f"node {node_id:016x}" for node_id in nodes}
+    return dict(zip(nodes, names, strict=True))
+
+
+def _names(parts: Sequence[KeyValue]) -> list[str]:
+    names: list[str] = []
+    for kv in parts:
+        try:
+            names += _decode_names(kv.value)
+        except (ValueError, RecursionError):
+            logger.warning("the names of the members in the etcd key '%s' are damaged", kv.key.decode(errors="replace"))
+            return []
+    return names
+
+
+async def find_rank(
+    client: EtcdClient, keys: Keys, record: RoundRecord, revision: int, node_id: int, deadline: float
+) -> tuple[int, int] | None:
+    """Return the rank of a node in a complete round, and the world size; None if it is not a member.
+
+    Args:
+        client: the etcd cluster.
+        keys: the keys of the run.
+        record: the record of the complete round.
+        revision: the revision of the record.
+        node_id: the node.
+        deadline: until when to try.
+
+    Raises:
+        RendezvousConnectionError: etcd could not be reached in time.
+        RendezvousStateError: the shard is damaged.
+    """
+    shard = record.roster
+    if shard is None:
+        key = keys.shard(record.round, record.attempt, node_id % record.shards)
+        try:
+            found, _ = await client.range(key, b"", deadline, revision=revision, serializable=True)
+        except EtcdError:
+            found, _ = await client.range(key, b"", deadline)
+        if not found:
+            return None  # the round has ended and its roster was deleted
+        shard = found[0].value
+    rank, world_size = Roster.find(shard, node_id)
+    return None if rank is None else (rank, world_size)

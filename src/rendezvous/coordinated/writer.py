@@ -1,0 +1,123 @@
+"""The coordinator's writes: no write is applied after another node was elected, or after a newer write of this node.
+
+etcd may apply a request late: after its sender has given up and sent newer ones. Therefore each write compares the
+fence (the create revision and the value of ``ctl/coordinator``), and each write of the round record compares the
+revision of the record that the coordinator knows. A failed comparison proves nothing by itself: an earlier attempt of
+the same request may have been applied. The answer therefore contains what is stored, and that is compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from rendezvous.coordinated.records import Keys, RoundRecord
+from rendezvous.coordinated.view import CurrentCoordinator
+from rendezvous.etcd.v3.client import EtcdClient
+from rendezvous.etcd.v3.operations import KeyValue, Message, absent, compare, get_op, put_op
+
+__all__ = ["ClosedError", "DeposedError", "OutdatedError", "Writer", "batches"]
+
+_MAX_BYTES = 1 << 20  # of the operations in one transaction; by default etcd accepts 1.5 MiB
+
+
+class DeposedError(Exception):
+    """The fence does not hold: this node is not the coordinator any more."""
+
+
+class ClosedError(Exception):
+    """The rendezvous is closed: no round record is written any more."""
+
+
+class OutdatedError(Exception):
+    """Another round record is stored than the coordinator knows: an older request of its own was applied late."""
+
+
+class Writer:
+    """Writes under the fence of one coordinator.
+
+    Args:
+        client: the etcd cluster.
+        keys: the keys of the run.
+        fence: the coordinator's key, which this node created.
+        timeout: seconds within which each request must succeed.
+
+    Attributes:
+        record: the round record that is stored, as far as this coordinator knows; None if there is none.
+        run_lease: the lease to which the records of the run are bound.
+    """
+
+    def __init__(self, client: EtcdClient, keys: Keys, fence: CurrentCoordinator, timeout: float) -> None:
+        self._client = client
+        self._keys = keys
+        self._timeout = timeout
+        key = keys.coordinator
+        self._fence = [compare(key, "create_revision", fence.revision), compare(key, "value", fence.value)]
+        self._coordinator = fence
+        self._revision = 0
+        self.record: RoundRecord | None = None
+        self.run_lease = 0
+
+    def deadline(self) -> float:
+        """Return when a request that is sent now must have succeeded."""
+        return asyncio.get_running_loop().time() + self._timeout
+
+    def adopt(self, kv: KeyValue | None) -> None:
+        """Go by the round record that was read. Raises RendezvousStateError if it is not valid."""
+        self._revision = 0 if kv is None else kv.mod_revision
+        self.record = None
+        self.record = None if kv is None else RoundRecord.decode(kv.key, kv.value)
+
+    async def put_record(self, record: RoundRecord, with_it: Sequence[Message] = ()) -> None:
+        """Write the round record and the operations ``with_it``.
+
+        Raises:
+            ClosedError: the rendezvous is closed.
+            DeposedError: another node has been elected.
+            OutdatedError: read the state of the run again.
+        """
+        key, value = self._keys.round, record.encode()
+        answer = await self._client.txn(
+            [*self._fence, compare(key, "mod_revision", self._revision), absent(self._keys.closed)],
+            [*with_it, put_op(key, value, self.run_lease)],
+            [get_op(self._keys.coordinator), get_op(self._keys.closed), get_op(key)],
+            deadline=self.deadline(),
+        )
+        if not answer.succeeded:
+            coordinator, closed, found = (response.response_range.kvs for response in answer.responses)
+            self._check(coordinator)
+            if found and found[0].value == value and found[0].lease == self.run_lease:
+                self._revision, self.record = found[0].mod_revision, record
+                return
+            if closed:
+                raise ClosedError
+            raise OutdatedError
+        self._revision, self.record = answer.header.revision, record
+
+    async def write(self, operations: Sequence[Message]) -> None:
+        """Write keys that no other request writes, or delete keys that nobody needs. Raises DeposedError."""
+        answer = await self._client.txn(
+            self._fence, operations, [get_op(self._keys.coordinator)], deadline=self.deadline()
+        )
+        if not answer.succeeded:
+            self._check(answer.responses[0].response_range.kvs)
+
+    def _check(self, found: Sequence[KeyValue]) -> None:
+        """Raise DeposedError if the coordinator's key is not the one that this node created."""
+        mine = self._coordinator
+        if not found or (found[0].create_revision, found[0].value) != (mine.revision, mine.value):
+            raise DeposedError
+
+
+def batches(operations: Sequence[Message], limit: int) -> Iterator[list[Message]]:
+    """Divide operations into transactions of at most ``limit`` operations, and not more bytes than etcd accepts."""
+    batch: list[Message] = []
+    size = 0
+    for operation in operations:
+        if batch and (len(batch) == limit or size + operation.ByteSize() > _MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(operation)
+        size += operation.ByteSize()
+    if batch:
+        yield batch
