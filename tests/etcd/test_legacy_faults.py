@@ -112,15 +112,17 @@ def test_an_outage_while_a_node_waits(job, proxy):
     assert sorted([first.result(BOUND).rank, second.result(BOUND).rank]) == [0, 1]
 
 
-def test_an_outage_while_a_node_waits_for_the_address_of_rank_0(job, proxy, caplog):
+def test_an_outage_while_a_node_waits_for_the_address_of_rank_0(job, proxy, caplog, monkeypatch):
     one, two = job.node(2, 2), job.node(2, 2, endpoint=proxy.endpoint)
+    waits, wait = threading.Event(), two._wait_for_bootstrap
+    monkeypatch.setattr(two, "_wait_for_bootstrap", lambda *arguments: waits.set() or wait(*arguments))
     rounds = []
     barrier = threading.Thread(target=lambda: rounds.append(one._rdzv_impl.rendezvous_barrier()))
     barrier.start()
     job.joined(1)
     second = join(two)
     barrier.join(BOUND)
-    eventually(lambda: job.read("v_1/kv"), "the store is there")
+    assert waits.wait(BOUND)
     proxy.cut()
     eventually(lambda: "still waiting for the address of rank 0 of round 1" in caplog.text, "the warning")
     proxy.restore()
