@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Assignment, Limits
@@ -172,5 +173,24 @@ def test_a_newcomer_does_not_get_the_address_of_a_dead_job():
         run.delete(run.keys.round)
         limits = Limits(2, 2)
         await form([run.node(7, limits), run.node(8, limits)], 0)
+
+    simulated(scenario())
+
+
+# Spares.
+
+
+def test_a_node_beyond_the_last_whole_node_unit_is_told_that_it_is_a_spare():
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(2, 4, last_call=3.0, node_unit=2))
+        joins = [join(node) for node in nodes]
+        done, waiting = await asyncio.wait(joins, timeout=10)
+        assert len(done) == 2
+        spare = nodes[joins.index(waiting.pop())]
+        assert spare.state is State.STANDING_BY
+        assert run.record().spares == 1
+        await asyncio.sleep(2 * TIMEOUT)
+        assert spare.state is State.STANDING_BY
 
     simulated(scenario())

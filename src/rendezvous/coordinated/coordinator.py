@@ -302,6 +302,7 @@ class Coordinator:
             return
         self._last_call_ends = None
         self._table.complete(number, {member.node_id: member.record.name for member in members})
+        self._dirty = True  # the nodes without a place do not know yet that they are spares
         if number > 1:
             # If this is applied late, nobody needs these keys either.
             old = [self._keys.before_round(kind, number - 1) for kind in ("roster", "store", "once")]
