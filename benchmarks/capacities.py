@@ -60,12 +60,14 @@ _CHANGES = 3
 _KEYS = Keys("/capacities", "run")
 _OPTIONS = Options()
 _ATTEMPT = "0" * 16
+_FIRST = f"{1:016x}"
 _FENCE = CurrentCoordinator(1, 1, b"")
-_SMALL = RoundRecord(0, Phase.COMPLETE, attempt=_ATTEMPT, world_size=10_000, shards=79)
+_SMALL = RoundRecord(0, Phase.COMPLETE, attempt=_ATTEMPT, first=_FIRST, world_size=10_000, shards=79)
 _LARGE = RoundRecord(
     0,
     Phase.COMPLETE,
     attempt=_ATTEMPT,
+    first=_FIRST,
     world_size=_OPTIONS.inline_nodes,
     shards=1,
     roster=Roster(list(range(1, _OPTIONS.inline_nodes + 1))).encode(1)[0],
@@ -332,9 +334,9 @@ class _Silent(EtcdClient):
             return rpc_pb2.LeaseGrantResponse(ID=self._leases)
         answer = rpc_pb2.TxnResponse(succeeded=True)
         roster = Roster([1, self._leases]).encode(1)[0]
-        record = RoundRecord(0, Phase.COMPLETE, attempt=_ATTEMPT, world_size=2, shards=1, roster=roster)
+        record = RoundRecord(0, Phase.COMPLETE, attempt=_ATTEMPT, first=_FIRST, world_size=2, shards=1, roster=roster)
         ctl = {_KEYS.coordinator: _coordinator(1), _KEYS.round: record.encode()}
-        ctl[_KEYS.bootstrap] = Bootstrap(0, "node-00000", 29500).encode()
+        ctl[_KEYS.bootstrap] = Bootstrap(0, _ATTEMPT, _FIRST, "node-00000", 29500).encode()
         kvs = [rpc_pb2.KeyValue(key=key, value=value, lease=1, mod_revision=1) for key, value in ctl.items()]
         answer.responses.add().response_range.kvs.extend(kvs)
         return answer

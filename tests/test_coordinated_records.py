@@ -28,6 +28,7 @@ COUNT = st.integers(0, 2**31 - 1)
 NODES = st.integers(0, 131072)
 ROUND = st.integers(0, MAX_ROUND)
 IDS = st.from_regex("[0-9a-f]{16}", fullmatch=True)
+ADDRESS = st.from_regex(r"[^\x00-\x20\x7f]{1,20}", fullmatch=True)
 PID = st.integers(0, 2**63 - 1)
 
 ROUND_RECORDS = st.builds(
@@ -38,6 +39,7 @@ ROUND_RECORDS = st.builds(
     min_nodes=COUNT,
     max_nodes=COUNT,
     attempt=st.just("") | IDS,
+    first=st.just("") | IDS,
     previous=st.just("") | IDS,
     world_size=NODES,
     shards=NODES,
@@ -54,6 +56,7 @@ ROUND_RECORDS = st.builds(
         ROUND,
         st.just(Phase.COMPLETE),
         attempt=IDS,
+        first=IDS,
         world_size=st.just(size),
         shards=st.integers(1, size),
         lost=COUNT,
@@ -61,7 +64,7 @@ ROUND_RECORDS = st.builds(
 )
 NODE_RECORDS = st.builds(
     NodeRecord,
-    addr=st.text(max_size=20),
+    addr=ADDRESS,
     pid=PID,
     local_id=PID,
     last_round=st.just(-1) | ROUND,
@@ -69,7 +72,7 @@ NODE_RECORDS = st.builds(
     topology=st.text(max_size=9),
     rank_hint=st.none() | st.integers(-(2**63), 2**63 - 1),
 )
-BOOTSTRAPS = st.builds(Bootstrap, round=ROUND, addr=st.text(max_size=20), port=st.integers(1, 65535))
+BOOTSTRAPS = st.builds(Bootstrap, round=ROUND, attempt=IDS, node=IDS, addr=ADDRESS, port=st.integers(1, 65535))
 CLOSED = st.builds(Closed, reason=st.text(max_size=20), by=st.text(max_size=20))
 COORDINATORS = st.builds(CoordinatorRecord, node=IDS, nonce=IDS)
 RECORDS = ROUND_RECORDS | NODE_RECORDS | BOOTSTRAPS | CLOSED | COORDINATORS
@@ -171,13 +174,14 @@ def test_the_bytes_are_those_of_the_standard_library(record):
                 3,
                 Phase.COMPLETE,
                 attempt=ATTEMPT,
+                first="0f" * 8,
                 world_size=2,
                 shards=1,
                 roster=b"RR",
                 rank_0_gone=True,
                 missing=("a_1_0",),
             ),
-            b'{"round":3,"phase":"complete","attempt":"00000000000000a1","world_size":2,"shards":1,"roster":"UlI=","headless":true,'
+            b'{"round":3,"phase":"complete","attempt":"00000000000000a1","first":"0f0f0f0f0f0f0f0f","world_size":2,"shards":1,"roster":"UlI=","headless":true,'
             b'"missing":["a_1_0"]}',
         ),
         (NodeRecord("node-1", 7, 0), b'{"addr":"node-1","pid":7,"local":0}'),
@@ -185,7 +189,10 @@ def test_the_bytes_are_those_of_the_standard_library(record):
             NodeRecord("node-1", 7, 0, 2, 0, "pod1/rack2", 5),
             b'{"addr":"node-1","pid":7,"local":0,"last":2,"rank":0,"topology":"pod1/rack2","hint":5}',
         ),
-        (Bootstrap(3, "node-1", 29500), b'{"round":3,"addr":"node-1","port":29500}'),
+        (
+            Bootstrap(3, ATTEMPT, "0f" * 8, "node-1", 29500),
+            b'{"round":3,"attempt":"00000000000000a1","node":"0f0f0f0f0f0f0f0f","addr":"node-1","port":29500}',
+        ),
         (CoordinatorRecord("0f" * 8, ATTEMPT), b'{"node":"0f0f0f0f0f0f0f0f","nonce":"00000000000000a1"}'),
         (Closed("enough", "node-1_7_0"), b'{"reason":"enough","by":"node-1_7_0"}'),
     ],
@@ -245,7 +252,7 @@ def test_the_bytes_that_a_person_sees_with_etcdctl(record, data):
         (
             RoundRecord,
             b'{"round":1,"phase":"complete","world_size":4,"shards":1}',
-            "field 'attempt': a complete round has",
+            "fields 'attempt' and 'first': a complete round",
         ),
         (RoundRecord, b'{"round":1,"phase":"complete"}', "field 'world_size': a complete round has members"),
         (

@@ -252,7 +252,7 @@ def test_each_round_has_its_own_store_and_old_stores_are_deleted(job):
         assert not infos[0].store.check(["key"])
         infos[0].store.set("key", str(number))
     assert [kv.value for kv in run.range(run.keys.root + b"store/")] == [b"=2", b"=3"]
-    rounds = {kv.key.split(b"/")[-2] for kv in run.range(run.keys.root + b"roster/")}
+    rounds = {kv.key.split(b"/roster/")[1].split(b"/")[0] for kv in run.range(run.keys.root + b"roster/")}
     assert rounds == {b"0000000002", b"0000000003"}
 
 

@@ -151,6 +151,7 @@ class World:
         # The revision of etcd when the first member returned from a round: from then on the store is used.
         self.usable: dict[int, int] = {}
         self.record: RoundRecord | None = None
+        self.leader: Node | None = None
         self.closed_at: int | None = None
         self.rosters: dict[int, list[int]] = {}
         self.violation: Violation | None = None
@@ -357,14 +358,15 @@ class World:
         if not 0 < place.since <= usable:
             self.fail("store", f"{node.name} watches since {place.since}; keys may be older: {usable}")
         host = bootstrap.addr.removeprefix("node-")
-        if bootstrap.round != place.round or bootstrap.port != 29500 + int(host):
+        if (bootstrap.attempt, bootstrap.node) != (place.attempt, place.first) or bootstrap.port != 29500 + int(host):
             self.fail("agreement", f"{node.name} in round {place.round} was told to meet at {bootstrap}")
 
     def _check_write(self, writer: Node | None, keys: list[bytes]) -> None:
-        if any(key.startswith((self.keys.round, self.keys.root + b"roster/")) for key in keys):
-            leader = self.etcd.current.get(self.keys.coordinator)
-            if writer is not None and (leader is None or leader.lease != writer.member.node_id):
-                self.fail("fencing", f"{writer.name} wrote {keys[0].decode()} and does not coordinate")
+        if self.keys.coordinator in keys:
+            self.leader = writer if self.keys.coordinator in self.etcd.current else None
+        fenced = any(key.startswith((self.keys.round, self.keys.root + b"roster/")) for key in keys)
+        if fenced and writer is not None and writer is not self.leader:
+            self.fail("fencing", f"{writer.name} wrote {keys[0].decode()} and does not coordinate")
         if self.keys.closed in keys and self.closed_at is None and self.keys.closed in self.etcd.current:
             self.closed_at = self.etcd.revision
             self.say("closed")

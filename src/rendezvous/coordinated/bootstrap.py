@@ -1,6 +1,7 @@
 """The bootstrap of a round.
 
-Rank 0 publishes the address and port where the workers meet. The other members wait for it.
+Rank 0 publishes the address and port where the workers meet. The other members wait for it. A bootstrap counts only
+if it names the attempt id and the rank 0 of the complete round; anything else under the key is stale or foreign.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Callable
 
 from rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 from rendezvous.coordinated import rules
-from rendezvous.coordinated.records import Bootstrap, Keys
+from rendezvous.coordinated.records import Bootstrap, Keys, printable
 from rendezvous.coordinated.rules import Assignment
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import compare, get_op, put_op
+from rendezvous.etcd.v3.operations import compare, get_op, prefix_end, put_op
 
 __all__ = ["BootstrapExchange"]
 
@@ -44,11 +45,12 @@ class BootstrapExchange:
         self._run_id = run_id
         self._name = name
         self._reform_on_loss = reform_on_loss
+        self._ignored = 0  # the revision of the last bootstrap that was warned about
 
     async def publish(
         self, assignment: Assignment, addr: str, serve: Callable[[], int], deadline: float
     ) -> Bootstrap | None:
-        """Publish the bootstrap, as rank 0; return None if a later round or another process published already.
+        """Publish the bootstrap, as rank 0; return None if the round has ended.
 
         Args:
             assignment: what this node got from the round.
@@ -58,33 +60,31 @@ class BootstrapExchange:
 
         Raises:
             RendezvousConnectionError: etcd could not be reached in time.
-            RendezvousStateError: the stored bootstrap is not valid.
             ValueError: ``serve`` did not return a port.
         """
         port = await asyncio.get_running_loop().run_in_executor(None, serve)
         if not 1 <= port <= 65535:
             raise ValueError(f"The port where the workers meet must be an integer from 1 to 65535, not {port!r}.")
-        own = Bootstrap(assignment.round, addr, int(port))
-        key, known, revision = self._keys.bootstrap, self._view.bootstrap, self._view.bootstrap_revision
-        while known is None or known.round < assignment.round:
+        own = Bootstrap(assignment.round, assignment.attempt, assignment.first, addr, int(port))
+        key, view, read = self._keys.bootstrap, self._view, get_op(self._keys.ctl, prefix_end(self._keys.ctl))
+        while view.record is not None and view.record.attempt == assignment.attempt:
+            if view.bootstrap == own:
+                return own  # an earlier attempt of the request was applied
+            self._warn_if_foreign(assignment)
             try:
                 answer = await self._client.txn(
-                    [compare(key, "mod_revision", revision)],
-                    [put_op(key, own.encode(), assignment.run_lease), get_op(key)],
-                    [get_op(key)],
+                    [compare(key, "mod_revision", view.bootstrap_revision)],
+                    [put_op(key, own.encode(), assignment.run_lease), read],
+                    [read],
                     deadline=deadline,
                 )
             except EtcdError as exc:
                 logger.warning("%s: the run lease has ended, and the run's records with it", exc)
                 return None
-            found = answer.responses[-1].response_range.kvs
-            self._view.update(found)
+            view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
             if answer.succeeded:
                 return own
-            # Rank 0 of another round wrote in the meantime, or this write was sent twice and applied the first time.
-            known = Bootstrap.decode(key, found[0].value) if found else None
-            revision = found[0].mod_revision if found else 0
-        return own if known == own else None
+        return None
 
     async def wait(self, assignment: Assignment, alive: Callable[[], bool], deadline: float) -> Bootstrap | None:
         """Wait for the bootstrap; return None if the round ends or breaks before rank 0 has published it.
@@ -101,9 +101,10 @@ class BootstrapExchange:
         clock, view = asyncio.get_running_loop().time, self._view
         while True:
             bootstrap, record = view.bootstrap, view.record
-            if bootstrap is not None and bootstrap.round == assignment.round:
+            if bootstrap is not None and _belongs(bootstrap, assignment):
                 return bootstrap
-            if record is None or record.round != assignment.round or record.rank_0_gone or not alive():
+            self._warn_if_foreign(assignment)
+            if record is None or record.attempt != assignment.attempt or record.rank_0_gone or not alive():
                 return None
             if record.lost and self._reform_on_loss:
                 return None
@@ -115,3 +116,26 @@ class BootstrapExchange:
                     f"{assignment.round} is alive but has not published the address where the workers meet."
                 )
             await view.change(deadline - clock() + 0.001)
+
+    def _warn_if_foreign(self, assignment: Assignment) -> None:
+        """Warn, once for each, about a bootstrap that does not belong to the round."""
+        bootstrap, revision = self._view.bootstrap, self._view.bootstrap_revision
+        if bootstrap is None or _belongs(bootstrap, assignment) or revision == self._ignored:
+            return
+        self._ignored = revision
+        logger.warning(
+            "node %s of the rendezvous '%s' ignores the etcd key '%s': it is the address of node %s for round %d, and "
+            "rank 0 of round %d is node %s",
+            self._name,
+            self._run_id,
+            printable(self._keys.bootstrap),
+            bootstrap.node,
+            bootstrap.round,
+            assignment.round,
+            assignment.first,
+        )
+
+
+def _belongs(bootstrap: Bootstrap, assignment: Assignment) -> bool:
+    """Return whether a bootstrap is the one that rank 0 published in this round."""
+    return (bootstrap.attempt, bootstrap.node) == (assignment.attempt, assignment.first)

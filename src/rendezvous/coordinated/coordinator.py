@@ -287,6 +287,7 @@ class Coordinator:
             min_nodes=rules.least(self._limits),
             max_nodes=self._limits.max_nodes,
             attempt=attempt,
+            first=f"{members[0].node_id:016x}",
             world_size=len(members),
             shards=len(shards),
             roster=shards[0] if len(shards) == 1 else None,
@@ -296,10 +297,12 @@ class Coordinator:
         *first, last = batches(writes, self._options.operations)
         for batch in first:
             await self._writer.write(batch)
-        if not await self._put_record(record, last):
+        # A bootstrap that is still stored belongs to an earlier round.
+        if not await self._put_record(record, [*last, delete_op(self._keys.bootstrap)]):
             return
         self._last_call_ends = None
         self._table.complete(number, {member.node_id: member.record.name for member in members})
+        self._dirty = True  # the nodes without a place do not know yet that they are spares
         if number > 1:
             # If this is applied late, nobody needs these keys either.
             old = [self._keys.before_round(kind, number - 1) for kind in ("roster", "store", "once")]

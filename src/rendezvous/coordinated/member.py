@@ -328,7 +328,7 @@ class Member:
         self._looked_up = record.round
         if place is None or not session.alive:
             return None
-        return Assignment(record.round, *place, 0, self._view.run_lease)
+        return Assignment(record.round, *place, 0, self._view.run_lease, record.attempt, record.first)
 
     # Closing and leaving.
 

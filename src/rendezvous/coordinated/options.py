@@ -23,8 +23,8 @@ class Options:
         inline_nodes: up to this number of members the roster is part of the round record: a few KiB in one record
             instead of one request by each node.
         shard_nodes: how many members a shard of a larger roster has.
-        operations: how many operations a transaction has, besides one for the round record. By default etcd accepts
-            128.
+        operations: how many operations a transaction has, besides those for the round record and the bootstrap. By
+            default etcd accepts 128.
         names: how many names of missing nodes a round record has.
     """
 

@@ -2,7 +2,7 @@
 
     <prefix>/<run id>/ctl/coordinator     the coordinator's node id and a nonce; with its create revision the fence
     <prefix>/<run id>/ctl/round           the round record
-    <prefix>/<run id>/ctl/bootstrap       the address and port of rank 0 in the round
+    <prefix>/<run id>/ctl/bootstrap       the address and port of rank 0; deleted when a round completes
     <prefix>/<run id>/ctl/closed          exists once the rendezvous is closed
     <prefix>/<run id>/nodes/<node id>     one key for each node
     <prefix>/<run id>/roster/<round>/<attempt>/<k>        the shards of the roster, in the format of the core
@@ -65,6 +65,7 @@ _Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
 _Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
 _Nodes = Annotated[int, Meta(ge=0, le=_MAX_NODES)]
 _Text = Annotated[str, Meta(max_length=1024)]
+_Address = Annotated[str, Meta(max_length=1024, pattern=r"\A[^\x00-\x20\x7f]+\Z")]  # no spaces, no control characters
 _NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
 _Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 _OptionalId = Annotated[str, Meta(pattern=r"\A([0-9a-f]{16})?\Z")]
@@ -204,7 +205,7 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
         rank_hint: the number that orders ranks before all else, or None.
     """
 
-    addr: _Text
+    addr: _Address
     pid: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     local_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = field(name="local")
     last_round: Annotated[int, Meta(ge=-1, le=MAX_ROUND)] = field(default=-1, name="last")
@@ -277,6 +278,7 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
         min_nodes: the minimum number of nodes, as configured at the coordinator.
         max_nodes: the maximum number of nodes.
         attempt: the attempt id of the complete round, under which its roster is stored.
+        first: the node id of rank 0 of the complete round, in hexadecimal digits.
         previous: while the round forms: the attempt id of the round before it; empty if that is not known.
         world_size: how many members the complete round has.
         shards: how many shards its roster has.
@@ -295,6 +297,7 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
     min_nodes: _Count = 0
     max_nodes: _Count = 0
     attempt: _OptionalId = ""
+    first: _OptionalId = ""
     previous: _OptionalId = ""
     world_size: _Nodes = 0
     shards: _Nodes = 0
@@ -323,16 +326,26 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
             raise _error(key, data, "field 'world_size': a complete round has members")
         if record.complete and not 1 <= record.shards <= record.world_size:
             raise _error(key, data, f"field 'shards': expected 1 to {record.world_size}, the world size")
-        if record.complete and not record.attempt:
-            raise _error(key, data, "field 'attempt': a complete round has an attempt id")
+        if record.complete and not (record.attempt and record.first):
+            raise _error(key, data, "fields 'attempt' and 'first': a complete round has an attempt id and a rank 0")
         return record
 
 
 class Bootstrap(Struct, frozen=True):
-    """The address and port of rank 0 in a round, where the workers meet."""
+    """Where the workers of a round meet. It counts only with the attempt id and the rank 0 of the complete round.
+
+    Attributes:
+        round: the number of the round.
+        attempt: the attempt id of the round.
+        node: the node id of rank 0, in hexadecimal digits.
+        addr: the address of rank 0.
+        port: the port.
+    """
 
     round: _Round
-    addr: _Text
+    attempt: _Id
+    node: _Id
+    addr: _Address
     port: Annotated[int, Meta(ge=1, le=65535)]
 
     def encode(self) -> bytes:

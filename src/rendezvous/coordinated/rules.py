@@ -252,6 +252,8 @@ class Assignment(NamedTuple):
         world_size: how many members the round has.
         since: a revision at which the round's store was empty; 0 if it is not known.
         run_lease: the lease to which the records of the run are bound.
+        attempt: the attempt id of the round.
+        first: the node id of rank 0, in hexadecimal digits.
     """
 
     round: int
@@ -259,6 +261,8 @@ class Assignment(NamedTuple):
     world_size: int
     since: int
     run_lease: int
+    attempt: str
+    first: str
 
 
 class Step(Enum):

@@ -36,7 +36,7 @@ class View:
         record_revision: the revision of the round record.
         run_lease: the lease to which the round record is bound.
         coordinator: the coordinator; None if there is none.
-        bootstrap: the bootstrap; None if there is none.
+        bootstrap: the bootstrap; None if there is none or it is not valid.
         closed: who closed the rendezvous, and why; None if it is not closed.
         synced: whether all of ``ctl/`` has been read. Before that, a key that the view does not know may exist.
         error: why a record cannot be read; None after the next round record.
@@ -60,7 +60,7 @@ class View:
     @property
     def bootstrap_revision(self) -> int:
         """The newest known revision of ``ctl/bootstrap``; 0 if the key does not exist."""
-        return 0 if self.bootstrap is None else self._revisions[self._keys.bootstrap]
+        return self._revisions[self._keys.bootstrap] if self._keys.bootstrap in self._present else 0
 
     def receive(self, events: Iterable[Event]) -> None:
         """Apply the events of a watch."""
@@ -117,12 +117,19 @@ class View:
             elif key == self._keys.coordinator:
                 self.coordinator = None if kv is None else CurrentCoordinator(kv.lease, kv.create_revision, kv.value)
             elif key == self._keys.bootstrap:
-                self.bootstrap = None if kv is None else Bootstrap.decode(key, kv.value)
+                self._set_bootstrap(kv)
             elif key == self._keys.closed:
                 self.closed = None if kv is None else Closed.decode(key, kv.value)
         except RendezvousStateError as exc:
             logger.error("%s", exc)
             self.error = exc
+
+    def _set_bootstrap(self, kv: KeyValue | None) -> None:
+        self.bootstrap = None
+        try:
+            self.bootstrap = None if kv is None else Bootstrap.decode(kv.key, kv.value)
+        except RendezvousStateError as exc:
+            logger.warning("%s; it is ignored, rank 0 publishes another", exc)
 
     def wake(self) -> None:
         """Wake all callers of :meth:`change`, and call ``on_change``."""

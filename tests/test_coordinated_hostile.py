@@ -1,0 +1,196 @@
+"""Keys of a run that were written by another program, by an older request or by nobody: nodes say so, or go on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from rendezvous.coordinated.lifecycle import State
+from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, RoundRecord
+from rendezvous.coordinated.rules import Assignment, Limits
+from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import delete_op, put_op
+from tests.simulation.etcd import Etcd
+from tests.simulation.network import Link, Weather
+from tests.simulation.virtual import VirtualLoop
+
+pytestmark = pytest.mark.both_twins
+
+TIMEOUT = 20.0
+SOME_ID = "0123456789abcdef"
+
+
+class Run:
+    """Nodes on a simulated etcd, and somebody else who writes there too."""
+
+    def __init__(self) -> None:
+        self.etcd, self.keys = Etcd(), Keys("/p", "run")
+        self.links: list[Link] = []
+
+    def node(self, number: int, limits: Limits, **record: Any) -> Member:
+        rng = random.Random(number)
+        self.links.append(Link(self.etcd, Weather(latency=0.01), None, rng))
+        settings = Settings("run", limits, 1.0, 3)
+        return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0, **record), settings, rng)
+
+    def nodes(self, count: int, limits: Limits) -> list[Member]:
+        return [self.node(number, limits) for number in range(count)]
+
+    def put(self, key: bytes, value: bytes, lease: int = 0) -> None:
+        self.etcd.handle(Call.TXN, rpc_pb2.TxnRequest(success=[put_op(key, value, lease)]), None)
+
+    def delete(self, key: bytes) -> None:
+        self.etcd.handle(Call.TXN, rpc_pb2.TxnRequest(success=[delete_op(key)]), None)
+
+    def record(self) -> RoundRecord:
+        kv = self.etcd.current[self.keys.round]
+        return RoundRecord.decode(kv.key, kv.value)
+
+
+def join(node: Member, timeout: float = TIMEOUT) -> asyncio.Task[tuple[Assignment, Bootstrap]]:
+    port = 1000 + node._node.pid
+    return asyncio.get_running_loop().create_task(node.join(timeout, lambda: port))
+
+
+async def form(nodes: list[Member], number: int) -> list[tuple[Assignment, Bootstrap]]:
+    """Let nodes form a round, and check what they get from it."""
+    places = await asyncio.gather(*map(join, nodes))
+    assert sorted(place.rank for place, _ in places) == list(range(len(nodes)))
+    assert {(place.round, place.world_size) for place, _ in places} == {(number, len(nodes))}
+    first = next(node for node, (place, _) in zip(nodes, places, strict=True) if place.rank == 0)
+    assert {(told.addr, told.port) for _, told in places} == {(first._node.addr, 1000 + first._node.pid)}
+    return list(places)
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT) -> None:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.05)
+
+
+def simulated(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run a scenario on a virtual clock."""
+    loop = VirtualLoop()
+    errors: list[str] = []
+    loop.set_exception_handler(lambda loop, context: errors.append(str(context)))
+    try:
+        loop.run_until_complete(scenario)
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+    assert errors == []
+
+
+def warnings(caplog: pytest.LogCaptureFixture, key: bytes) -> list[str]:
+    """Return the warnings that name an etcd key."""
+    texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return [text for text in texts if key.decode() in text]
+
+
+# ctl/bootstrap.
+
+FOREIGN_BOOTSTRAPS = {
+    "another round": Bootstrap(10**9, SOME_ID, SOME_ID, "evil", 7).encode(),
+    "this round": Bootstrap(0, SOME_ID, SOME_ID, "evil", 7).encode(),
+    "not a port": b'{"round":0,"attempt":"%s","node":"%s","addr":"evil","port":-7}' % (2 * (SOME_ID.encode(),)),
+    "not an address": b'{"round":0,"attempt":"%s","node":"%s","addr":"e\\nvil","port":7}' % (2 * (SOME_ID.encode(),)),
+    "of an old version": b'{"round":0,"addr":"evil","port":7}',
+    "no record": b"\x80\x04 pickle",
+}
+
+
+@pytest.mark.parametrize("planted", FOREIGN_BOOTSTRAPS.values(), ids=FOREIGN_BOOTSTRAPS)
+@pytest.mark.parametrize("when", ["before", "complete", "running"])
+def test_a_foreign_bootstrap_is_ignored_with_one_warning(planted: bytes, when: str, caplog):
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(3, 3))
+        key = run.keys.bootstrap
+        if when == "before":
+            run.put(key, planted)
+        elif when == "complete":  # just before rank 0 publishes
+
+            def plant(stage: str, call: Call, request: Any) -> None:
+                writes = call is Call.TXN and any(op.request_put.key == key for op in request.success)
+                if stage == "before" and writes and not planted_at:
+                    planted_at.append(run.etcd.revision)
+                    run.put(key, planted)
+
+            planted_at: list[int] = []
+            for link in run.links:
+                link.hook = plant
+        await form(nodes, 0)
+        revision = run.etcd.revision
+        if when == "running":
+            run.put(key, planted)
+        await asyncio.sleep(5)
+        assert run.etcd.revision <= revision + 2
+        await form(nodes, 1)
+        await form(nodes, 2)
+        assert run.etcd.revision < revision + 40
+
+    simulated(scenario())
+    for node in range(3):
+        assert len([text for text in warnings(caplog, Keys("/p", "run").bootstrap) if f"node-{node}_" in text]) <= 1
+    if when == "complete":
+        assert warnings(caplog, Keys("/p", "run").bootstrap)
+
+
+def test_a_bootstrap_is_deleted_when_the_next_round_completes():
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(2, Limits(2, 2))
+        for number in range(3):
+            places = await form(nodes, number)
+            kv = run.etcd.current[run.keys.bootstrap]
+            assert kv.version == 1  # it was absent before
+            assert {place.since for place, _ in places} == {kv.mod_revision}
+            told = Bootstrap.decode(kv.key, kv.value)
+            assert (told.attempt, told.node) == (run.record().attempt, run.record().first)
+
+    simulated(scenario())
+
+
+def test_a_newcomer_does_not_get_the_address_of_a_dead_job():
+    """The operator deleted the round record, so that the round numbers of the new job are those of the dead one."""
+
+    async def scenario() -> None:
+        run = Run()
+        await form(run.nodes(2, Limits(2, 2)), 0)
+        for link in run.links:
+            link.dead = True
+        await until(lambda: run.keys.coordinator not in run.etcd.current, "the job is dead")
+        run.delete(run.keys.round)
+        limits = Limits(2, 2)
+        await form([run.node(7, limits), run.node(8, limits)], 0)
+
+    simulated(scenario())
+
+
+# Spares.
+
+
+def test_a_node_beyond_the_last_whole_node_unit_is_told_that_it_is_a_spare():
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(2, 4, last_call=3.0, node_unit=2))
+        joins = [join(node) for node in nodes]
+        done, waiting = await asyncio.wait(joins, timeout=10)
+        assert len(done) == 2
+        spare = nodes[joins.index(waiting.pop())]
+        assert spare.state is State.STANDING_BY
+        assert run.record().spares == 1
+        await asyncio.sleep(2 * TIMEOUT)
+        assert spare.state is State.STANDING_BY
+
+    simulated(scenario())
