@@ -12,6 +12,7 @@ import pytest
 
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Assignment, Limits
 from rendezvous.etcd.v3.client import Call
@@ -34,11 +35,11 @@ class Run:
         self.etcd, self.keys = Etcd(), Keys("/p", "run")
         self.links: list[Link] = []
 
-    def node(self, number: int, limits: Limits, **record: Any) -> Member:
+    def node(self, number: int, limits: Limits, options: Options = Options()) -> Member:  # noqa: B008
         rng = random.Random(number)
         self.links.append(Link(self.etcd, Weather(latency=0.01), None, rng))
-        settings = Settings("run", limits, 1.0, 3)
-        return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0, **record), settings, rng)
+        settings = Settings("run", limits, 1.0, 3, options)
+        return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0), settings, rng)
 
     def nodes(self, count: int, limits: Limits) -> list[Member]:
         return [self.node(number, limits) for number in range(count)]
@@ -192,5 +193,98 @@ def test_a_node_beyond_the_last_whole_node_unit_is_told_that_it_is_a_spare():
         assert run.record().spares == 1
         await asyncio.sleep(2 * TIMEOUT)
         assert spare.state is State.STANDING_BY
+
+    simulated(scenario())
+
+
+# Taking over.
+
+SHARDED = Options(inline_nodes=1, shard_nodes=1)
+
+
+def damage(run: Run, what: str) -> None:
+    """Damage what a new coordinator reads."""
+    prefix = run.keys.roster(run.record().round, run.record().attempt)
+    keys = [key for key in run.etcd.current if key.startswith(prefix)]
+    names = [key for key in keys if b"/names/" in key]
+    if what == "the names":
+        for key in names:
+            run.put(key, b"\xff")
+    elif what == "the names are gone":
+        for key in names:
+            run.delete(key)
+    elif what == "a shard":
+        run.put(min(keys), b"RR\x01 and nothing else")
+    elif what == "a shard is gone":
+        run.delete(min(keys))
+    run.etcd.compact(run.etcd.revision)
+
+
+def kill_coordinator(run: Run, nodes: list[Member]) -> list[Member]:
+    """Kill the coordinator's process, and return the other nodes."""
+    leader = run.etcd.current[run.keys.coordinator].lease
+    dead = next(node for node in nodes if node.node_id == leader)
+    run.links[nodes.index(dead)].dead = True
+    return [node for node in nodes if node is not dead]
+
+
+@pytest.mark.parametrize("what", ["the names", "the names are gone"])
+def test_a_coordinator_takes_over_without_the_names_of_the_members(what: str):
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(4, Limits(3, 4, last_call=1.0))
+        await form(nodes, 0)
+        damage(run, what)
+        left = kill_coordinator(run, nodes)
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the loss is seen")
+        assert len(run.record().missing) == 1
+        await form(left, 1)
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize("what", ["a shard", "a shard is gone"])
+@pytest.mark.parametrize("reform", [True, False], ids=["reform", "ignore"])
+def test_if_the_roster_is_damaged_all_nodes_learn_why_and_form_the_next_round(what: str, reform: bool):
+    async def scenario() -> None:
+        run = Run()
+        limits = Limits(3, 4, last_call=1.0, reform_on_loss=reform)
+        nodes = [run.node(number, limits, options=SHARDED) for number in range(5)]
+        await form(nodes[:4], 0)
+        spare = join(nodes[4])
+        await until(lambda: nodes[4].state is State.STANDING_BY, "the fifth node is a spare")
+        damage(run, what)
+        left = kill_coordinator(run, nodes)
+        left.remove(nodes[4])
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the damage is seen")
+        assert "roster of round 0" in run.record().error
+        assert run.keys.roster(0, run.record().attempt).decode() in run.record().error
+        await asyncio.sleep(5)
+        assert run.record().round == 0  # members are still in the round
+        places = await asyncio.gather(*map(join, left), spare)
+        assert sorted(place.rank for place, _ in places) == [0, 1, 2, 3]
+        assert {place.round for place, _ in places} == {1}
+        assert not run.record().error
+
+    simulated(scenario())
+
+
+def test_a_damaged_roster_of_the_last_round_does_not_stop_the_next():
+    async def scenario() -> None:
+        run = Run()
+        nodes = [run.node(number, Limits(3, 3, last_call=1.0), options=SHARDED) for number in range(3)]
+        await form(nodes, 0)
+        damage(run, "a shard")
+        left = kill_coordinator(run, nodes)[:1]
+        await until(lambda: left[0].num_nodes_waiting(), "the damage is seen")
+        waiting = [join(node, 60) for node in left]
+        await until(lambda: run.keys.coordinator in run.etcd.current, "another node coordinates")
+        await until(lambda: run.record().round == 0 and run.record().error, "the round is complete")
+        others = [node for node in nodes if node not in left]
+        for node in others:
+            run.links[nodes.index(node)].dead = True
+        newcomers = [join(run.node(number, Limits(3, 3, last_call=1.0))) for number in (7, 8)]
+        places = await asyncio.gather(*waiting, *newcomers)
+        assert {(place.round, place.world_size) for place, _ in places} == {(1, 3)}
 
     simulated(scenario())

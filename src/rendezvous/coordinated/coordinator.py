@@ -31,6 +31,7 @@ __all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 
+_MAX_ERROR = 500  # characters of an error in the round record
 _MIN_RETRY_DELAY = 0.1  # seconds, after an error that is expected to be gone at once
 
 
@@ -68,6 +69,7 @@ class Coordinator:
         self._closed = False
         self._stale = False
         self._previous = ""
+        self._error = ""
         self._missing: list[str] = []
         self._last_call_ends: float | None = None
         # The nodes of a job start together: most rounds complete before their progress would be published.
@@ -158,15 +160,43 @@ class Coordinator:
         if record is None or not record.complete:
             self._table.open(0 if record is None else record.round)
             self._previous = "" if record is None else record.previous
-            if self._previous:
-                before = await self._read_members(self._table.number - 1, self._previous, deadline)
+            before = await self._read_last_members(deadline)
+            await self._load_nodes(deadline)
         else:
-            self._table.complete(record.round, await self._read_members(record.round, record.attempt, deadline))
-        await self._load_nodes(deadline)
+            assert current is not None
+            await self._load_complete(record, current.mod_revision, deadline)
         self._missing = [name for node_id, name in before.items() if node_id not in self._table.nodes]
 
-    async def _read_members(self, number: int, attempt: str, deadline: float) -> dict[int, str]:
-        return await roster.read_members(self._client, self._keys, number, attempt, deadline)
+    async def _read_last_members(self, deadline: float) -> dict[int, str]:
+        """Return the members of the round before the one that forms. They are needed for messages only."""
+        if not self._previous:
+            return {}
+        try:
+            number = self._table.number - 1
+            return await roster.read_members(self._client, self._keys, number, self._previous, deadline)
+        except RendezvousStateError as exc:
+            logger.warning("%s; the members that are missing since then are not named", exc)
+            return {}
+
+    async def _load_complete(self, record: RoundRecord, revision: int, deadline: float) -> None:
+        """Read the members and the nodes of a complete round.
+
+        If the roster is damaged, every node that may be a member counts as one, until it leaves the round. The nodes
+        learn of it from the record: then those that are not members say so, and the next round forms.
+        """
+        self._error = ""
+        try:
+            members = await roster.read_members(
+                self._client, self._keys, record.round, record.attempt, deadline, record.roster
+            )
+            self._table.complete(record.round, members)
+            await self._load_nodes(deadline)
+        except RendezvousStateError as exc:
+            logger.error("%s; the nodes form the next round", exc)
+            self._error = str(exc)[:_MAX_ERROR]
+            await self._load_nodes(deadline)
+            nodes = [node for node in self._table.nodes.values() if node.arrival < revision]
+            self._table.complete(record.round, {node.node_id: node.record.name for node in nodes})
 
     async def _load_nodes(self, deadline: float) -> None:
         """Make the table what etcd has at one revision. Events up to that revision that come later are ignored."""
@@ -269,7 +299,8 @@ class Coordinator:
         lost = self._table.lost() if counts.lost else []
         return msgspec.structs.replace(
             self._writer.record,
-            waiting=rules.waiting(counts, self._limits),
+            waiting=max(rules.waiting(counts, self._limits), int(bool(self._error))),
+            error=self._error,
             spares=rules.spares(counts, self._limits),
             lost=counts.lost,
             rank_0_gone=self._table.rank_0_gone(),
@@ -280,7 +311,8 @@ class Coordinator:
     async def _complete(self) -> None:
         number, attempt, lease = self._table.number, new_id(self._random), self._writer.run_lease
         members = rules.choose(self._table.nodes.values(), number, self._limits)
-        shards = roster.shards_of(members, self._options)
+        names = {member.node_id: member.record.name for member in members}
+        shards = roster.shards_of(list(names), self._options)
         record = RoundRecord(
             number,
             Phase.COMPLETE,
@@ -292,7 +324,7 @@ class Coordinator:
             shards=len(shards),
             roster=shards[0] if len(shards) == 1 else None,
         )
-        writes = roster.put_ops(self._keys, number, attempt, shards, members, lease)
+        writes = roster.put_ops(self._keys, number, attempt, shards, list(names.values()), lease)
         # The record is written last: a node that reads it finds the whole roster.
         *first, last = batches(writes, self._options.operations)
         for batch in first:
@@ -301,7 +333,8 @@ class Coordinator:
         if not await self._put_record(record, [*last, delete_op(self._keys.bootstrap)]):
             return
         self._last_call_ends = None
-        self._table.complete(number, {member.node_id: member.record.name for member in members})
+        self._table.complete(number, names)
+        self._error = ""
         self._dirty = True  # the nodes without a place do not know yet that they are spares
         if number > 1:
             # If this is applied late, nobody needs these keys either.

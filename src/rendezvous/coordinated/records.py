@@ -289,6 +289,7 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
         roster: the roster itself, as one shard, if it is small; else None.
         rank_0_gone: whether the member of rank 0 has left or is lost.
         missing: the names of the first few that are missing.
+        error: of a complete round: why its members are not known. All nodes leave the round, and the next one forms.
     """
 
     round: _Round
@@ -308,6 +309,7 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
     roster: Annotated[bytes, Meta(max_length=2**21)] | None = None
     rank_0_gone: bool = field(default=False, name="headless")
     missing: Annotated[tuple[_NodeName, ...], Meta(max_length=1024)] = ()
+    error: _Text = ""
 
     @property
     def complete(self) -> bool:
