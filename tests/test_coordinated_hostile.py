@@ -288,3 +288,75 @@ def test_a_damaged_roster_of_the_last_round_does_not_stop_the_next():
         assert {(place.round, place.world_size) for place, _ in places} == {(1, 3)}
 
     simulated(scenario())
+
+
+# The run lease.
+
+
+def end_run_lease(run: Run) -> None:
+    """End the lease to which the records of the run are bound."""
+    run.etcd.handle(Call.REVOKE, rpc_pb2.LeaseRevokeRequest(ID=run.etcd.current[run.keys.round].lease), None)
+    assert run.keys.round not in run.etcd.current
+
+
+@pytest.mark.parametrize("options", [Options(), SHARDED], ids=["inline", "sharded"])
+def test_a_running_job_goes_on_if_the_run_lease_ends(options: Options):
+    async def scenario() -> None:
+        run = Run()
+        nodes = [run.node(number, Limits(3, 3), options) for number in range(3)]
+        await form(nodes, 0)
+        await form(nodes, 1)
+        record = run.record()
+        prefix = run.keys.roster(1, record.attempt)
+        stored = {key: kv.value for key, kv in run.etcd.current.items() if key.startswith(prefix)}
+        end_run_lease(run)
+        await until(lambda: run.keys.round in run.etcd.current, "the record is written again")
+        assert run.record() == record
+        assert {key: kv.value for key, kv in run.etcd.current.items() if key.startswith(prefix)} == stored
+        assert run.etcd.current[run.keys.round].lease in run.etcd.leases
+        await asyncio.sleep(5)
+        assert not any(node.num_nodes_waiting() for node in nodes)
+        await form(nodes, 2)
+
+    simulated(scenario())
+
+
+def test_a_round_that_forms_goes_on_if_the_run_lease_ends():
+    async def scenario() -> None:
+        run = Run()
+        limits = Limits(3, 3)
+        nodes = run.nodes(3, limits)
+        await form(nodes, 0)
+        joins = [join(node) for node in nodes[:2]]
+        await until(lambda: all(node.num_nodes_waiting() for node in nodes), "two nodes have left the round")
+        await nodes[2].leave(1)
+        await until(lambda: run.record().round == 1, "the next round forms")
+        end_run_lease(run)
+        joins.append(join(run.node(9, limits)))
+        places = await asyncio.gather(*joins)
+        assert {(place.round, place.world_size) for place, _ in places} == {(1, 3)}
+
+    simulated(scenario())
+
+
+def test_rounds_go_on_if_the_record_and_the_coordinator_are_lost_at_once():
+    async def scenario() -> None:
+        run = Run()
+        limits = Limits(3, 4, last_call=1.0)
+        nodes = run.nodes(5, limits)
+        for number in range(3):
+            places = await asyncio.gather(*map(join, nodes[:4]))
+            assert {place.round for place, _ in places} == {number}
+        spare = join(nodes[4])
+        await until(lambda: nodes[4].state is State.STANDING_BY, "the fifth node is a spare")
+        left = kill_coordinator(run, nodes)
+        left.remove(nodes[4])
+        end_run_lease(run)
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the nodes are told to leave the round")
+        await asyncio.sleep(5)
+        places = await asyncio.gather(*map(join, left), spare)
+        assert sorted(place.rank for place, _ in places) == [0, 1, 2, 3]
+        (number,) = {place.round for place, _ in places}
+        assert number > 2
+
+    simulated(scenario())

@@ -92,6 +92,8 @@ class Election:
                 self.step_down()
             elif view.closed is not None:
                 self._term.coordinator.close()
+            elif view.record_deleted:
+                self._term.coordinator.notice_deletion(view.record_deleted)
         if lease is None or view.closed is not None:
             return
         if current is None:

@@ -134,8 +134,8 @@ class Member:
         record, assignment = self._view.record, self._assignment
         if record is None or self._view.closed is not None:
             return 0
-        if assignment is not None and (record.round > assignment.round or self._is_lost()):
-            return max(1, record.waiting)  # the others form the next round without this node, or soon will
+        if assignment is not None and (record.attempt != assignment.attempt or self._is_lost()):
+            return max(1, record.waiting)  # the others form another round without this node, or soon will
         return record.waiting
 
     def _is_lost(self) -> bool:

@@ -58,6 +58,11 @@ class View:
         self.error: RendezvousStateError | None = None
 
     @property
+    def record_deleted(self) -> int:
+        """The revision at which the round record was deleted; 0 if it exists or never existed."""
+        return 0 if self._keys.round in self._present else self._revisions.get(self._keys.round, 0)
+
+    @property
     def bootstrap_revision(self) -> int:
         """The newest known revision of ``ctl/bootstrap``; 0 if the key does not exist."""
         return self._revisions[self._keys.bootstrap] if self._keys.bootstrap in self._present else 0
