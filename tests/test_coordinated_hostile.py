@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
@@ -358,5 +359,77 @@ def test_rounds_go_on_if_the_record_and_the_coordinator_are_lost_at_once():
         assert sorted(place.rank for place, _ in places) == [0, 1, 2, 3]
         (number,) = {place.round for place, _ in places}
         assert number > 2
+
+    simulated(scenario())
+
+
+# ctl/coordinator.
+
+FOREIGN_COORDINATORS = {
+    "a node id": b"0123456789abcdef",
+    "a record without a lease": b'{"node":"0123456789abcdef","nonce":"0123456789abcdef"}',
+    "no record": b"\x80\x04 pickle",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("planted", FOREIGN_COORDINATORS.values(), ids=FOREIGN_COORDINATORS)
+def test_a_foreign_coordinator_is_an_error_at_once_that_names_the_key(planted: bytes):
+    async def scenario() -> None:
+        run = Run()
+        run.put(run.keys.coordinator, planted)
+        revision = run.etcd.revision
+        for node in run.nodes(2, Limits(2, 2)):
+            with pytest.raises(RendezvousStateError, match=r"'/p/run/ctl/coordinator' contains "):
+                await join(node)
+        assert asyncio.get_running_loop().time() < 4
+        assert not [key for key in run.etcd.current if key.startswith(run.keys.nodes)]
+        assert run.etcd.revision <= revision + 4
+        run.delete(run.keys.coordinator)
+        await form(run.nodes(2, Limits(2, 2)), 0)
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize("planted", [*FOREIGN_COORDINATORS.values(), None], ids=[*FOREIGN_COORDINATORS, "deleted"])
+@pytest.mark.parametrize("forming", [True, False], ids=["forming", "running"])
+def test_a_coordinator_whose_key_is_deleted_or_overwritten_takes_it_back(planted: bytes | None, forming: bool):
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(3, 3))
+        joins = [join(node) for node in nodes[: 2 if forming else 3]]
+        await asyncio.sleep(3)
+        for _ in range(3):
+            before = run.etcd.current[run.keys.coordinator].value
+            if planted is None:
+                run.delete(run.keys.coordinator)
+            else:
+                run.put(run.keys.coordinator, planted)
+            await asyncio.sleep(3)
+            kv = run.etcd.current[run.keys.coordinator]
+            assert kv.lease in [node.node_id for node in nodes]
+            assert kv.value not in (planted, before)
+        if forming:
+            joins.append(join(nodes[2]))
+        assert {(place.round, place.world_size) for place, _ in await asyncio.gather(*joins)} == {(0, 3)}
+        assert not any(node.num_nodes_waiting() for node in nodes)
+        await form(nodes, 1)
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize(
+    "planted", [b"\x80\x04 pickle", b'{"round":1,"phase":"complete"}'], ids=["no record", "no roster"]
+)
+def test_a_round_record_that_is_overwritten_in_a_running_job_is_written_again(planted: bytes):
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(3, 3))
+        await form(nodes, 0)
+        record = run.record()
+        run.put(run.keys.round, planted)
+        await until(lambda: run.etcd.current[run.keys.round].value != planted, "the record is written again")
+        assert run.record() == record
+        await form(nodes, 1)
 
     simulated(scenario())

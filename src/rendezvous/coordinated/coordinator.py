@@ -112,8 +112,8 @@ class Coordinator:
         self._last_call_ends = None
         self._changed.set()
 
-    def notice_deletion(self, revision: int) -> None:
-        """Write the round record again: it was deleted at ``revision``, for example because the run lease ended."""
+    def notice_loss(self, revision: int) -> None:
+        """Write the round record again: it was deleted or overwritten at ``revision``, or the run lease ended."""
         if self._writer.record is not None and revision > self._writer.revision:
             self._lose_track()
 
@@ -161,7 +161,13 @@ class Coordinator:
         self._last_call_ends = None
         current = found.get(self._keys.round)
         self._lost_record = self._writer.record or self._lost_record
-        self._writer.adopt(current)
+        try:
+            self._writer.adopt(current)
+        except RendezvousStateError as exc:
+            if self._lost_record is None:
+                raise
+            logger.error("%s; it is overwritten", exc)
+            current = None
         await self._take_over_lease(current, deadline)
         if current is None:
             await self._begin(deadline)
@@ -196,7 +202,7 @@ class Coordinator:
 
     async def _restore(self, record: RoundRecord) -> None:
         """Write the record and the roster of the complete round again, under the new run lease."""
-        logger.warning("the record of round %d was deleted; it is written again", record.round)
+        logger.warning("the record of round %d is lost; it is written again", record.round)
         members, lease = self._table.members, self._writer.run_lease
         shards = Roster(list(members)).encode(record.shards)
         writes = roster.put_ops(self._keys, record.round, record.attempt, shards, list(members.values()), lease)

@@ -265,9 +265,16 @@ class Member:
     async def _follow(self, timeout: float) -> Assignment | None:
         """Return what the node gets from a round; None if it must enter again: its lease ended, or it skips a round."""
         clock, view = asyncio.get_running_loop().time, self._view
+        suspect = 0.0
         while self.node_id is not None:
             if view.error is not None:
-                raise RendezvousStateError(*view.error.args)
+                # The coordinator may overwrite a foreign record: wait for a moment.
+                suspect = suspect or clock()
+                if clock() >= suspect + self._settings.options.retry_delay:
+                    raise RendezvousStateError(*view.error.args)
+                await view.change(suspect + self._settings.options.retry_delay - clock())
+                continue
+            suspect = 0.0
             record = view.record
             stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
             step, reason = rules.follow(record, self._looked_up, self._node.last_round, stands_by, closed, late)

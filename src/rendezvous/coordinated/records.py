@@ -34,6 +34,7 @@ from msgspec import Meta, Struct, field
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
+from rendezvous.etcd.v3.operations import KeyValue
 
 __all__ = [
     "MAX_ROUND",
@@ -258,6 +259,13 @@ class CoordinatorRecord(Struct, frozen=True, gc=False):
     def decode(cls, key: bytes, data: bytes) -> CoordinatorRecord:
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
         return _decode(key, data, _decode_coordinator)
+
+    @classmethod
+    def check(cls, kv: KeyValue) -> None:
+        """Check that a node wrote the key, and that it is bound to that node's lease. Raises RendezvousStateError."""
+        if cls.decode(kv.key, kv.value).node != f"{kv.lease:016x}":
+            lease = f"the lease {kv.lease:x}" if kv.lease else "no lease"
+            raise _error(kv.key, kv.value, f"it is bound to {lease}, not to the lease of the node that it names")
 
 
 class Phase(Enum):
