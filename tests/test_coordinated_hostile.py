@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Assignment, Limits
 from rendezvous.etcd.v3.client import Call
@@ -34,11 +36,11 @@ class Run:
         self.etcd, self.keys = Etcd(), Keys("/p", "run")
         self.links: list[Link] = []
 
-    def node(self, number: int, limits: Limits, **record: Any) -> Member:
+    def node(self, number: int, limits: Limits, options: Options = Options()) -> Member:  # noqa: B008
         rng = random.Random(number)
         self.links.append(Link(self.etcd, Weather(latency=0.01), None, rng))
-        settings = Settings("run", limits, 1.0, 3)
-        return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0, **record), settings, rng)
+        settings = Settings("run", limits, 1.0, 3, options)
+        return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0), settings, rng)
 
     def nodes(self, count: int, limits: Limits) -> list[Member]:
         return [self.node(number, limits) for number in range(count)]
@@ -192,5 +194,242 @@ def test_a_node_beyond_the_last_whole_node_unit_is_told_that_it_is_a_spare():
         assert run.record().spares == 1
         await asyncio.sleep(2 * TIMEOUT)
         assert spare.state is State.STANDING_BY
+
+    simulated(scenario())
+
+
+# Taking over.
+
+SHARDED = Options(inline_nodes=1, shard_nodes=1)
+
+
+def damage(run: Run, what: str) -> None:
+    """Damage what a new coordinator reads."""
+    prefix = run.keys.roster(run.record().round, run.record().attempt)
+    keys = [key for key in run.etcd.current if key.startswith(prefix)]
+    names = [key for key in keys if b"/names/" in key]
+    if what == "the names":
+        for key in names:
+            run.put(key, b"\xff")
+    elif what == "the names are gone":
+        for key in names:
+            run.delete(key)
+    elif what == "a shard":
+        run.put(min(keys), b"RR\x01 and nothing else")
+    elif what == "a shard is gone":
+        run.delete(min(keys))
+    run.etcd.compact(run.etcd.revision)
+
+
+def kill_coordinator(run: Run, nodes: list[Member]) -> list[Member]:
+    """Kill the coordinator's process, and return the other nodes."""
+    leader = run.etcd.current[run.keys.coordinator].lease
+    dead = next(node for node in nodes if node.node_id == leader)
+    run.links[nodes.index(dead)].dead = True
+    return [node for node in nodes if node is not dead]
+
+
+@pytest.mark.parametrize("what", ["the names", "the names are gone"])
+def test_a_coordinator_takes_over_without_the_names_of_the_members(what: str):
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(4, Limits(3, 4, last_call=1.0))
+        await form(nodes, 0)
+        damage(run, what)
+        left = kill_coordinator(run, nodes)
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the loss is seen")
+        assert len(run.record().missing) == 1
+        await form(left, 1)
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize("what", ["a shard", "a shard is gone"])
+@pytest.mark.parametrize("reform", [True, False], ids=["reform", "ignore"])
+def test_if_the_roster_is_damaged_all_nodes_learn_why_and_form_the_next_round(what: str, reform: bool):
+    async def scenario() -> None:
+        run = Run()
+        limits = Limits(3, 4, last_call=1.0, reform_on_loss=reform)
+        nodes = [run.node(number, limits, options=SHARDED) for number in range(5)]
+        await form(nodes[:4], 0)
+        spare = join(nodes[4])
+        await until(lambda: nodes[4].state is State.STANDING_BY, "the fifth node is a spare")
+        damage(run, what)
+        left = kill_coordinator(run, nodes)
+        left.remove(nodes[4])
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the damage is seen")
+        assert "roster of round 0" in run.record().error
+        assert run.keys.roster(0, run.record().attempt).decode() in run.record().error
+        await asyncio.sleep(5)
+        assert run.record().round == 0  # members are still in the round
+        places = await asyncio.gather(*map(join, left), spare)
+        assert sorted(place.rank for place, _ in places) == [0, 1, 2, 3]
+        assert {place.round for place, _ in places} == {1}
+        assert not run.record().error
+
+    simulated(scenario())
+
+
+def test_a_damaged_roster_of_the_last_round_does_not_stop_the_next():
+    async def scenario() -> None:
+        run = Run()
+        nodes = [run.node(number, Limits(3, 3, last_call=1.0), options=SHARDED) for number in range(3)]
+        await form(nodes, 0)
+        damage(run, "a shard")
+        left = kill_coordinator(run, nodes)[:1]
+        await until(lambda: left[0].num_nodes_waiting(), "the damage is seen")
+        waiting = [join(node, 60) for node in left]
+        await until(lambda: run.keys.coordinator in run.etcd.current, "another node coordinates")
+        await until(lambda: run.record().round == 0 and run.record().error, "the round is complete")
+        others = [node for node in nodes if node not in left]
+        for node in others:
+            run.links[nodes.index(node)].dead = True
+        newcomers = [join(run.node(number, Limits(3, 3, last_call=1.0))) for number in (7, 8)]
+        places = await asyncio.gather(*waiting, *newcomers)
+        assert {(place.round, place.world_size) for place, _ in places} == {(1, 3)}
+
+    simulated(scenario())
+
+
+# The run lease.
+
+
+def end_run_lease(run: Run) -> None:
+    """End the lease to which the records of the run are bound."""
+    run.etcd.handle(Call.REVOKE, rpc_pb2.LeaseRevokeRequest(ID=run.etcd.current[run.keys.round].lease), None)
+    assert run.keys.round not in run.etcd.current
+
+
+@pytest.mark.parametrize("options", [Options(), SHARDED], ids=["inline", "sharded"])
+def test_a_running_job_goes_on_if_the_run_lease_ends(options: Options):
+    async def scenario() -> None:
+        run = Run()
+        nodes = [run.node(number, Limits(3, 3), options) for number in range(3)]
+        await form(nodes, 0)
+        await form(nodes, 1)
+        record = run.record()
+        prefix = run.keys.roster(1, record.attempt)
+        stored = {key: kv.value for key, kv in run.etcd.current.items() if key.startswith(prefix)}
+        end_run_lease(run)
+        await until(lambda: run.keys.round in run.etcd.current, "the record is written again")
+        assert run.record() == record
+        assert {key: kv.value for key, kv in run.etcd.current.items() if key.startswith(prefix)} == stored
+        assert run.etcd.current[run.keys.round].lease in run.etcd.leases
+        await asyncio.sleep(5)
+        assert not any(node.num_nodes_waiting() for node in nodes)
+        await form(nodes, 2)
+
+    simulated(scenario())
+
+
+def test_a_round_that_forms_goes_on_if_the_run_lease_ends():
+    async def scenario() -> None:
+        run = Run()
+        limits = Limits(3, 3)
+        nodes = run.nodes(3, limits)
+        await form(nodes, 0)
+        joins = [join(node) for node in nodes[:2]]
+        await until(lambda: all(node.num_nodes_waiting() for node in nodes), "two nodes have left the round")
+        await nodes[2].leave(1)
+        await until(lambda: run.record().round == 1, "the next round forms")
+        end_run_lease(run)
+        joins.append(join(run.node(9, limits)))
+        places = await asyncio.gather(*joins)
+        assert {(place.round, place.world_size) for place, _ in places} == {(1, 3)}
+
+    simulated(scenario())
+
+
+def test_rounds_go_on_if_the_record_and_the_coordinator_are_lost_at_once():
+    async def scenario() -> None:
+        run = Run()
+        limits = Limits(3, 4, last_call=1.0)
+        nodes = run.nodes(5, limits)
+        for number in range(3):
+            places = await asyncio.gather(*map(join, nodes[:4]))
+            assert {place.round for place, _ in places} == {number}
+        spare = join(nodes[4])
+        await until(lambda: nodes[4].state is State.STANDING_BY, "the fifth node is a spare")
+        left = kill_coordinator(run, nodes)
+        left.remove(nodes[4])
+        end_run_lease(run)
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the nodes are told to leave the round")
+        await asyncio.sleep(5)
+        places = await asyncio.gather(*map(join, left), spare)
+        assert sorted(place.rank for place, _ in places) == [0, 1, 2, 3]
+        (number,) = {place.round for place, _ in places}
+        assert number > 2
+
+    simulated(scenario())
+
+
+# ctl/coordinator.
+
+FOREIGN_COORDINATORS = {
+    "a node id": b"0123456789abcdef",
+    "a record without a lease": b'{"node":"0123456789abcdef","nonce":"0123456789abcdef"}',
+    "no record": b"\x80\x04 pickle",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("planted", FOREIGN_COORDINATORS.values(), ids=FOREIGN_COORDINATORS)
+def test_a_foreign_coordinator_is_an_error_at_once_that_names_the_key(planted: bytes):
+    async def scenario() -> None:
+        run = Run()
+        run.put(run.keys.coordinator, planted)
+        revision = run.etcd.revision
+        for node in run.nodes(2, Limits(2, 2)):
+            with pytest.raises(RendezvousStateError, match=r"'/p/run/ctl/coordinator' contains "):
+                await join(node)
+        assert asyncio.get_running_loop().time() < 4
+        assert not [key for key in run.etcd.current if key.startswith(run.keys.nodes)]
+        assert run.etcd.revision <= revision + 4
+        run.delete(run.keys.coordinator)
+        await form(run.nodes(2, Limits(2, 2)), 0)
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize("planted", [*FOREIGN_COORDINATORS.values(), None], ids=[*FOREIGN_COORDINATORS, "deleted"])
+@pytest.mark.parametrize("forming", [True, False], ids=["forming", "running"])
+def test_a_coordinator_whose_key_is_deleted_or_overwritten_takes_it_back(planted: bytes | None, forming: bool):
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(3, 3))
+        joins = [join(node) for node in nodes[: 2 if forming else 3]]
+        await asyncio.sleep(3)
+        for _ in range(3):
+            before = run.etcd.current[run.keys.coordinator].value
+            if planted is None:
+                run.delete(run.keys.coordinator)
+            else:
+                run.put(run.keys.coordinator, planted)
+            await asyncio.sleep(3)
+            kv = run.etcd.current[run.keys.coordinator]
+            assert kv.lease in [node.node_id for node in nodes]
+            assert kv.value not in (planted, before)
+        if forming:
+            joins.append(join(nodes[2]))
+        assert {(place.round, place.world_size) for place, _ in await asyncio.gather(*joins)} == {(0, 3)}
+        assert not any(node.num_nodes_waiting() for node in nodes)
+        await form(nodes, 1)
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize(
+    "planted", [b"\x80\x04 pickle", b'{"round":1,"phase":"complete"}'], ids=["no record", "no roster"]
+)
+def test_a_round_record_that_is_overwritten_in_a_running_job_is_written_again(planted: bytes):
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(3, 3))
+        await form(nodes, 0)
+        record = run.record()
+        run.put(run.keys.round, planted)
+        await until(lambda: run.etcd.current[run.keys.round].value != planted, "the record is written again")
+        assert run.record() == record
+        await form(nodes, 1)
 
     simulated(scenario())

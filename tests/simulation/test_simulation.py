@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rendezvous._core import COMPILED
-from rendezvous.coordinated import coordinator, election, member, rules, table, writer
+from rendezvous.coordinated import coordinator, election, entry, rules, table, writer
 from rendezvous.coordinated.rules import Decision, Move
 from rendezvous.etcd.v3.operations import absent, compare
 from tests.simulation.world import Violation, simulate
@@ -95,7 +95,7 @@ def overtaking_a_newer_round_record() -> Iterator[None]:
 
 @contextlib.contextmanager
 def overtaking_a_newer_node_record() -> Iterator[None]:
-    with patched(member, "compare", compare_anything):
+    with patched(entry, "compare", compare_anything):
         yield
 
 

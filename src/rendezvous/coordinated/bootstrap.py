@@ -106,7 +106,7 @@ class BootstrapExchange:
             self._warn_if_foreign(assignment)
             if record is None or record.attempt != assignment.attempt or record.rank_0_gone or not alive():
                 return None
-            if record.lost and self._reform_on_loss:
+            if record.error or (record.lost and self._reform_on_loss):
                 return None
             if view.closed is not None:
                 raise RendezvousClosedError(rules.closed_message(self._run_id, view.closed))

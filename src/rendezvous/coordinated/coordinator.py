@@ -15,10 +15,11 @@ from typing import Any
 
 import msgspec
 
+from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.coordinated import roster, rules
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord, new_id
+from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord, new_id, printable
 from rendezvous.coordinated.rules import Candidate, Counts, Move
 from rendezvous.coordinated.table import Table
 from rendezvous.coordinated.view import CurrentCoordinator
@@ -31,6 +32,7 @@ __all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 
+_MAX_ERROR = 500  # characters of an error in the round record
 _MIN_RETRY_DELAY = 0.1  # seconds, after an error that is expected to be gone at once
 
 
@@ -60,6 +62,7 @@ class Coordinator:
         self._limits = limits
         self._options = options
         self._random = random
+        self._lost_record: RoundRecord | None = None
         self._writer = Writer(client, keys, fence, options.request_timeout)
         self._table = Table()
         self._revisions: dict[int, int] = {}
@@ -68,6 +71,7 @@ class Coordinator:
         self._closed = False
         self._stale = False
         self._previous = ""
+        self._error = ""
         self._missing: list[str] = []
         self._last_call_ends: float | None = None
         # The nodes of a job start together: most rounds complete before their progress would be published.
@@ -108,10 +112,15 @@ class Coordinator:
         self._last_call_ends = None
         self._changed.set()
 
+    def notice_loss(self, revision: int) -> None:
+        """Write the round record again: it was deleted or overwritten at ``revision``, or the run lease ended."""
+        if self._writer.record is not None and revision > self._writer.revision:
+            self._lose_track()
+
     # Reading.
 
     async def _watch(self) -> Any:
-        self._table.nodes.clear()
+        self._table.clear()
         self._revisions.clear()
         self._read_at = 0
         self._stale = False
@@ -151,22 +160,107 @@ class Coordinator:
         self._dirty = True
         self._last_call_ends = None
         current = found.get(self._keys.round)
-        self._writer.adopt(current)
+        self._lost_record = self._writer.record or self._lost_record
+        try:
+            self._writer.adopt(current)
+        except RendezvousStateError as exc:
+            if self._lost_record is None:
+                raise
+            logger.error("%s; it is overwritten", exc)
+            current = None
         await self._take_over_lease(current, deadline)
+        if current is None:
+            await self._begin(deadline)
+            return
+        self._lost_record = None
         record = self._writer.record
+        assert record is not None
         before: dict[int, str] = {}
-        if record is None or not record.complete:
-            self._table.open(0 if record is None else record.round)
-            self._previous = "" if record is None else record.previous
-            if self._previous:
-                before = await self._read_members(self._table.number - 1, self._previous, deadline)
+        if not record.complete:
+            self._table.open(record.round)
+            self._previous = record.previous
+            before = await self._read_last_members(deadline)
+            await self._load_nodes(deadline)
         else:
-            self._table.complete(record.round, await self._read_members(record.round, record.attempt, deadline))
-        await self._load_nodes(deadline)
+            await self._load_complete(record, current.mod_revision, deadline)
         self._missing = [name for node_id, name in before.items() if node_id not in self._table.nodes]
 
-    async def _read_members(self, number: int, attempt: str, deadline: float) -> dict[int, str]:
-        return await roster.read_members(self._client, self._keys, number, attempt, deadline)
+    async def _begin(self, deadline: float) -> None:
+        """Begin without a round record: the run is new, or the record is lost."""
+        await self._load_nodes(deadline)
+        lost = self._lost_record
+        if self._closed:
+            return
+        if lost is not None and lost.complete and lost.round == self._table.number and self._table.members:
+            await self._restore(lost)
+        elif lost is not None:
+            self._table.open(self._table.number)
+        elif self._table.highest < 0:
+            self._table.open(0)
+        else:
+            await self._recount()
+
+    async def _restore(self, record: RoundRecord) -> None:
+        """Write the record and the roster of the complete round again, under the new run lease."""
+        logger.warning("the record of round %d is lost; it is written again", record.round)
+        members, lease = self._table.members, self._writer.run_lease
+        shards = Roster(list(members)).encode(record.shards)
+        writes = roster.put_ops(self._keys, record.round, record.attempt, shards, list(members.values()), lease)
+        for batch in batches(writes, self._options.operations):
+            await self._writer.write(batch)
+        await self._put_record(record)
+        self._table.complete(record.round, members)
+
+    async def _recount(self) -> None:
+        """Let all nodes leave the round that they are in, if they are in one, because nobody knows its members."""
+        nodes = {node.node_id: node.record.name for node in self._table.nodes.values()}
+        self._error = f"the etcd key '{printable(self._keys.round)}' was deleted"
+        logger.error("%s; the nodes form the next round", self._error)
+        record = RoundRecord(
+            self._table.highest + 1,
+            Phase.COMPLETE,
+            min_nodes=rules.least(self._limits),
+            max_nodes=self._limits.max_nodes,
+            attempt=new_id(self._random),
+            first=f"{next(iter(nodes)):016x}",
+            world_size=len(nodes),
+            shards=1,
+            waiting=1,
+            error=self._error,
+        )
+        if await self._put_record(record):
+            self._table.complete(record.round, nodes)
+
+    async def _read_last_members(self, deadline: float) -> dict[int, str]:
+        """Return the members of the round before the one that forms. They are needed for messages only."""
+        if not self._previous:
+            return {}
+        try:
+            number = self._table.number - 1
+            return await roster.read_members(self._client, self._keys, number, self._previous, deadline)
+        except RendezvousStateError as exc:
+            logger.warning("%s; the members that are missing since then are not named", exc)
+            return {}
+
+    async def _load_complete(self, record: RoundRecord, revision: int, deadline: float) -> None:
+        """Read the members and the nodes of a complete round.
+
+        If the roster is damaged, every node that may be a member counts as one, until it leaves the round. The nodes
+        learn of it from the record: then those that are not members say so, and the next round forms.
+        """
+        self._error = ""
+        try:
+            members = await roster.read_members(
+                self._client, self._keys, record.round, record.attempt, deadline, record.roster
+            )
+            self._table.complete(record.round, members)
+            await self._load_nodes(deadline)
+        except RendezvousStateError as exc:
+            logger.error("%s; the nodes form the next round", exc)
+            self._error = str(exc)[:_MAX_ERROR]
+            await self._load_nodes(deadline)
+            nodes = [node for node in self._table.nodes.values() if node.arrival < revision]
+            self._table.complete(record.round, {node.node_id: node.record.name for node in nodes})
 
     async def _load_nodes(self, deadline: float) -> None:
         """Make the table what etcd has at one revision. Events up to that revision that come later are ignored."""
@@ -196,6 +290,10 @@ class Coordinator:
             self._changed.clear()
             left = None if self._last_call_ends is None else self._last_call_ends - clock()
             counts = self._table.counts(self._closed)
+            if not counts.complete and self._table.highest >= self._table.number:
+                self._table.open(self._table.highest + 1)  # a node was in a round that this coordinator does not know
+                self._dirty = True
+                continue
             decision = rules.coordinate(counts, self._limits, left)
             if decision.move is not Move.WAIT:
                 logger.info("round %d: %s: %s", self._table.number, decision.move.name.lower(), decision.reason)
@@ -205,7 +303,8 @@ class Coordinator:
             interval = self._options.run_keep_alive_interval
             if clock() - self._renewed_at > interval:
                 self._renewed_at = clock()
-                await self._client.keep_alive(self._writer.run_lease, self._writer.deadline())
+                if not await self._client.keep_alive(self._writer.run_lease, self._writer.deadline()):
+                    raise OutdatedError
             await self._sleep(min(wait, interval if left is None else left))
 
     async def _sleep(self, seconds: float) -> None:
@@ -222,7 +321,7 @@ class Coordinator:
             assert self._writer.record is not None  # the record that completed the round
             self._previous = self._writer.record.attempt
             self._missing = self._table.lost()
-            self._table.open(self._table.number + 1)
+            self._table.open(max(self._table.number, self._table.highest) + 1)
             self._dirty = True
         elif move is Move.BEGIN_LAST_CALL:
             self._last_call_ends = asyncio.get_running_loop().time() + self._limits.last_call
@@ -269,7 +368,8 @@ class Coordinator:
         lost = self._table.lost() if counts.lost else []
         return msgspec.structs.replace(
             self._writer.record,
-            waiting=rules.waiting(counts, self._limits),
+            waiting=max(rules.waiting(counts, self._limits), int(bool(self._error))),
+            error=self._error,
             spares=rules.spares(counts, self._limits),
             lost=counts.lost,
             rank_0_gone=self._table.rank_0_gone(),
@@ -280,7 +380,8 @@ class Coordinator:
     async def _complete(self) -> None:
         number, attempt, lease = self._table.number, new_id(self._random), self._writer.run_lease
         members = rules.choose(self._table.nodes.values(), number, self._limits)
-        shards = roster.shards_of(members, self._options)
+        names = {member.node_id: member.record.name for member in members}
+        shards = roster.shards_of(list(names), self._options)
         record = RoundRecord(
             number,
             Phase.COMPLETE,
@@ -292,7 +393,7 @@ class Coordinator:
             shards=len(shards),
             roster=shards[0] if len(shards) == 1 else None,
         )
-        writes = roster.put_ops(self._keys, number, attempt, shards, members, lease)
+        writes = roster.put_ops(self._keys, number, attempt, shards, list(names.values()), lease)
         # The record is written last: a node that reads it finds the whole roster.
         *first, last = batches(writes, self._options.operations)
         for batch in first:
@@ -301,7 +402,8 @@ class Coordinator:
         if not await self._put_record(record, [*last, delete_op(self._keys.bootstrap)]):
             return
         self._last_call_ends = None
-        self._table.complete(number, {member.node_id: member.record.name for member in members})
+        self._table.complete(number, names)
+        self._error = ""
         self._dirty = True  # the nodes without a place do not know yet that they are spares
         if number > 1:
             # If this is applied late, nobody needs these keys either.

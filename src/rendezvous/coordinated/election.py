@@ -23,17 +23,24 @@ from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import Message, absent, get_op, prefix_end, put_op, txn_op
+from rendezvous.etcd.v3.operations import Message, compare, get_op, prefix_end, put_op, txn_op
 
 __all__ = ["Election", "campaign_op"]
 
 logger = logging.getLogger(__name__)
 
 
-def campaign_op(keys: Keys, lease: int, random: random.Random) -> Message:
-    """Return the operation that makes the node with ``lease`` the coordinator if there is none."""
+def campaign_op(keys: Keys, lease: int, random: random.Random, revision: int = 0) -> Message:
+    """Return the operation that makes a node the coordinator if there is none.
+
+    Args:
+        keys: the keys of the run.
+        lease: the node's lease.
+        random: draws the nonce.
+        revision: the revision of a foreign key that is overwritten; 0 if there must be no key.
+    """
     key, record = keys.coordinator, CoordinatorRecord(f"{lease:016x}", new_id(random))
-    return txn_op([absent(key)], [put_op(key, record.encode(), lease)])
+    return txn_op([compare(key, "mod_revision", revision)], [put_op(key, record.encode(), lease)])
 
 
 class _Term(NamedTuple):
@@ -82,6 +89,7 @@ class Election:
         self._random = random
         self._term: _Term | None = None
         self._campaign: asyncio.Task[None] | None = None
+        self._overwritten = 0
 
     def update(self) -> None:
         """React to a change of the view: start or stop the coordinator, or start a campaign."""
@@ -89,18 +97,27 @@ class Election:
         current, lease = view.coordinator, session.lease if session is not None else None
         if self._term is not None:
             if current != self._term.fence or self._term.fence.node_id != lease:
+                # If another program overwrote the key of this coordinator, the node takes it back.
+                self._overwritten = view.foreign_coordinator
                 self.step_down()
             elif view.closed is not None:
                 self._term.coordinator.close()
+            elif view.record_lost:
+                self._term.coordinator.notice_loss(view.record_lost)
         if lease is None or view.closed is not None:
             return
         if current is None:
-            if view.synced and (self._campaign is None or self._campaign.done()):
+            idle = self._campaign is None or self._campaign.done()
+            if view.synced and idle and self._may_write():
                 self._campaign = asyncio.get_running_loop().create_task(self._run_campaign())
         elif current.node_id == lease and self._term is None:
             coordinator = Coordinator(self._client, self._keys, self._limits, current, self._random, self._options)
             task = asyncio.get_running_loop().create_task(coordinator.run())
             self._term = _Term(current, coordinator, task)
+
+    def _may_write(self) -> bool:
+        """Return whether there is no foreign key, or only one that overwrote the key of this coordinator."""
+        return self._view.foreign_coordinator in (0, self._overwritten)
 
     def step_down(self) -> None:
         """Stop the coordinator if it runs in this node."""
@@ -113,6 +130,7 @@ class Election:
         campaign, self._campaign = self._campaign, None
         if campaign is not None:
             campaign.cancel()
+        self._overwritten = 0
         self.step_down()
 
     def _delay(self) -> float:
@@ -131,10 +149,11 @@ class Election:
             session = self._session()
             if self._view.coordinator is not None or self._view.closed is not None or session is None:
                 return
+            if not self._may_write():
+                return
+            operation = campaign_op(self._keys, session.lease, self._random, self._view.foreign_coordinator)
             try:
-                answer = await self._client.txn(
-                    [], [campaign_op(self._keys, session.lease, self._random), read], deadline=clock() + self._ttl
-                )
+                answer = await self._client.txn([], [operation, read], deadline=clock() + self._ttl)
             except EtcdError:
                 session.lose()
                 return

@@ -26,7 +26,8 @@ from rendezvous.api import (
 )
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.bootstrap import BootstrapExchange
-from rendezvous.coordinated.election import Election, campaign_op
+from rendezvous.coordinated.election import Election
+from rendezvous.coordinated.entry import enter
 from rendezvous.coordinated.lifecycle import Lifecycle, State
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
@@ -36,7 +37,7 @@ from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient, Watch
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import absent, compare, get_op, prefix_end, put_op
+from rendezvous.etcd.v3.operations import absent, prefix_end, put_op
 
 __all__ = ["Member", "Settings"]
 
@@ -133,8 +134,8 @@ class Member:
         record, assignment = self._view.record, self._assignment
         if record is None or self._view.closed is not None:
             return 0
-        if assignment is not None and (record.round > assignment.round or self._is_lost()):
-            return max(1, record.waiting)  # the others form the next round without this node, or soon will
+        if assignment is not None and (record.attempt != assignment.attempt or self._is_lost()):
+            return max(1, record.waiting)  # the others form another round without this node, or soon will
         return record.waiting
 
     def _is_lost(self) -> bool:
@@ -220,35 +221,17 @@ class Member:
 
     async def _enter(self, deadline: float) -> None:
         """Write the node's key, bound to a live lease, while a watch on ``ctl/`` is active."""
-        ctl = self._keys.ctl
         while True:
             await self._prepare(deadline)
             self._check_not_left()
             assert self._session is not None
-            session, value = self._session, self._node.encode()
-            key, read = self._keys.node(session.lease), get_op(ctl, prefix_end(ctl))
+            session = self._session
             try:
-                answer = await self._client.txn(
-                    [compare(key, "mod_revision", session.key_revision)],
-                    [campaign_op(self._keys, session.lease, self._random), put_op(key, value, session.lease), read],
-                    [get_op(key), read],
-                    deadline=deadline,
-                )
+                await enter(self._client, self._keys, session, self._node, self._view, self._random, deadline)
+                return
             except EtcdError as exc:
                 logger.info("%s: joining again with a new lease", exc)
                 session.lose()
-                continue
-            written = answer.succeeded
-            if written:
-                session.key_revision = answer.header.revision
-            else:
-                # An earlier attempt or an older request was applied: go by what is stored.
-                found = answer.responses[0].response_range.kvs
-                session.key_revision = found[0].mod_revision if found else 0
-                written = bool(found) and found[0].value == value and found[0].lease == session.lease
-            self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
-            if written:
-                return
 
     async def _prepare(self, deadline: float) -> None:
         """Get a lease and start a watch, at the same time."""
@@ -280,11 +263,18 @@ class Member:
                 )
 
     async def _follow(self, timeout: float) -> Assignment | None:
-        """Return what the node gets from a round; None if its lease ended and it must enter again."""
+        """Return what the node gets from a round; None if it must enter again: its lease ended, or it skips a round."""
         clock, view = asyncio.get_running_loop().time, self._view
+        suspect = 0.0
         while self.node_id is not None:
             if view.error is not None:
-                raise RendezvousStateError(*view.error.args)
+                # The coordinator may overwrite a foreign record: wait for a moment.
+                suspect = suspect or clock()
+                if clock() >= suspect + self._settings.options.retry_delay:
+                    raise RendezvousStateError(*view.error.args)
+                await view.change(suspect + self._settings.options.retry_delay - clock())
+                continue
+            suspect = 0.0
             record = view.record
             stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
             step, reason = rules.follow(record, self._looked_up, self._node.last_round, stands_by, closed, late)
@@ -295,6 +285,12 @@ class Member:
                 if assignment is not None:
                     return assignment
                 continue
+            if step is Step.SKIP:
+                assert record is not None
+                logger.warning("node %s waits for the next round: %s", self._node.name, reason)
+                self._node = msgspec.structs.replace(self._node, last_round=record.round, last_rank=-1)
+                self._looked_up = record.round
+                return None
             self._raise_final(step, reason, timeout)
             if (step is Step.STAND_BY) != stands_by:
                 self._lifecycle.become(State.WAITING if stands_by else State.STANDING_BY)

@@ -34,6 +34,7 @@ from msgspec import Meta, Struct, field
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
+from rendezvous.etcd.v3.operations import KeyValue
 
 __all__ = [
     "MAX_ROUND",
@@ -259,6 +260,13 @@ class CoordinatorRecord(Struct, frozen=True, gc=False):
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
         return _decode(key, data, _decode_coordinator)
 
+    @classmethod
+    def check(cls, kv: KeyValue) -> None:
+        """Check that a node wrote the key, and that it is bound to that node's lease. Raises RendezvousStateError."""
+        if cls.decode(kv.key, kv.value).node != f"{kv.lease:016x}":
+            lease = f"the lease {kv.lease:x}" if kv.lease else "no lease"
+            raise _error(kv.key, kv.value, f"it is bound to {lease}, not to the lease of the node that it names")
+
 
 class Phase(Enum):
     """The phases of a round."""
@@ -289,6 +297,7 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
         roster: the roster itself, as one shard, if it is small; else None.
         rank_0_gone: whether the member of rank 0 has left or is lost.
         missing: the names of the first few that are missing.
+        error: of a complete round: why its members are not known. All nodes leave the round, and the next one forms.
     """
 
     round: _Round
@@ -308,6 +317,7 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
     roster: Annotated[bytes, Meta(max_length=2**21)] | None = None
     rank_0_gone: bool = field(default=False, name="headless")
     missing: Annotated[tuple[_NodeName, ...], Meta(max_length=1024)] = ()
+    error: _Text = ""
 
     @property
     def complete(self) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import msgspec
 
 from rendezvous._core import Roster
+from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys, RoundRecord
-from rendezvous.coordinated.rules import Candidate
+from rendezvous.coordinated.records import Keys, RoundRecord, printable
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.operations import KeyValue, Message, prefix_end, put_op
@@ -26,9 +26,9 @@ _encode = msgspec.json.Encoder().encode
 _decode_names = msgspec.json.Decoder(list[str]).decode
 
 
-def shards_of(members: Sequence[Candidate], options: Options) -> list[bytes]:
-    """Return the shards of the roster of ``members``, which are in the order of their ranks: one if they are few."""
-    roster = Roster([member.node_id for member in members])
+def shards_of(members: list[int], options: Options) -> list[bytes]:
+    """Return the shards of a roster: one if it is small. ``members`` are node ids in the order of their ranks."""
+    roster = Roster(members)
     few = len(members) <= options.inline_nodes
     return roster.encode(1 if few else -(-len(members) // options.shard_nodes))
 
@@ -38,11 +38,10 @@ def put_ops(
     number: int,
     attempt: str,
     shards: Sequence[bytes],
-    members: Sequence[Candidate],
+    names: Sequence[str],
     lease: int,
 ) -> list[Message]:
-    """Return the operations that store a roster and the names of its members."""
-    names = [member.record.name for member in members]
+    """Return the operations that store the shards of a roster and the names of its members."""
     step = -(-len(names) // len(shards))
     parts = [_encode(names[i : i + step]) for i in range(0, len(names), step)]
     return [
@@ -51,8 +50,18 @@ def put_ops(
     ]
 
 
-async def read_members(client: EtcdClient, keys: Keys, number: int, attempt: str, deadline: float) -> dict[int, str]:
+async def read_members(
+    client: EtcdClient, keys: Keys, number: int, attempt: str, deadline: float, inline: bytes | None = None
+) -> dict[int, str]:
     """Return the names of the members of a complete round by id, in the order of their ranks.
+
+    Args:
+        client: the etcd cluster.
+        keys: the keys of the run.
+        number: the number of the round.
+        attempt: its attempt id.
+        deadline: until when to try.
+        inline: the whole roster, if the round record has it.
 
     Raises:
         RendezvousConnectionError: etcd could not be reached in time.
@@ -62,22 +71,24 @@ async def read_members(client: EtcdClient, keys: Keys, number: int, attempt: str
     found, _ = await client.range(prefix, prefix_end(prefix), deadline)
     parts = [kv for kv in found if kv.key.startswith(prefix + b"names/")]
     shards = [kv.value for kv in found if not kv.key.startswith(prefix + b"names/")]
-    nodes = Roster.decode(shards).nodes()
+    try:
+        nodes = Roster.decode(shards if inline is None else [inline]).nodes()
+    except RendezvousStateError as exc:
+        where = keys.round if inline is not None else prefix
+        message = f"the roster of round {number} in the etcd key '{printable(where)}' is damaged: {exc}"
+        raise RendezvousStateError(message) from None
     names = _names(parts)
     if len(names) != len(nodes):
+        logger.warning("the names of the members in the etcd keys '%s' are damaged", printable(prefix + b"names/"))
         return {node_id: f"node {node_id:016x}" for node_id in nodes}
     return dict(zip(nodes, names, strict=True))
 
 
 def _names(parts: Sequence[KeyValue]) -> list[str]:
-    names: list[str] = []
-    for kv in parts:
-        try:
-            names += _decode_names(kv.value)
-        except (ValueError, RecursionError):
-            logger.warning("the names of the members in the etcd key '%s' are damaged", kv.key.decode(errors="replace"))
-            return []
-    return names
+    try:
+        return [name for kv in parts for name in _decode_names(kv.value)]
+    except (ValueError, RecursionError):
+        return []
 
 
 async def find_rank(
@@ -97,7 +108,7 @@ async def find_rank(
         RendezvousConnectionError: etcd could not be reached in time.
         RendezvousStateError: the shard is damaged.
     """
-    shard = record.roster
+    key, shard = keys.round, record.roster
     if shard is None:
         key = keys.shard(record.round, record.attempt, node_id % record.shards)
         try:
@@ -107,5 +118,8 @@ async def find_rank(
         if not found:
             return None  # the round has ended and its roster was deleted
         shard = found[0].value
-    rank, world_size = Roster.find(shard, node_id)
+    try:
+        rank, world_size = Roster.find(shard, node_id)
+    except RendezvousStateError as exc:
+        raise RendezvousStateError(f"the roster in the etcd key '{printable(key)}' is damaged: {exc}") from None
     return None if rank is None else (rank, world_size)

@@ -270,6 +270,7 @@ class Step(Enum):
 
     WAIT = auto()
     STAND_BY = auto()
+    SKIP = auto()
     LOOK_UP = auto()
     ERROR_CLOSED = auto()
     EXIT_GRACEFULLY = auto()
@@ -293,6 +294,8 @@ def follow(
         if stands_by:
             return Step.EXIT_GRACEFULLY, "the rendezvous was closed while the node was a spare"
         return Step.ERROR_CLOSED, "the rendezvous is closed"
+    if record is not None and record.complete and record.error and record.round > last_round:
+        return Step.SKIP, f"the members of round {record.round} are not known: {record.error}"
     if record is not None and record.complete and record.round > looked_up:
         return Step.LOOK_UP, f"round {record.round} is complete"
     if record is not None and record.complete and record.spares and record.round != last_round:

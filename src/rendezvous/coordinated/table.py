@@ -16,6 +16,7 @@ class Table:
     Attributes:
         number: the number of the round.
         nodes: the nodes by id.
+        highest: the highest round of which a node says that it was a member; -1 if there is none.
     """
 
     def __init__(self) -> None:
@@ -23,11 +24,24 @@ class Table:
         self.nodes: dict[int, Candidate] = {}
         self._members: dict[int, str] = {}  # names by id, in the order of the ranks; empty while the round forms
         self._present = self._returned = 0
+        self.highest = -1
+
+    @property
+    def members(self) -> dict[int, str]:
+        """The names of the members by id, in the order of the ranks; empty while the round forms."""
+        return self._members
+
+    def clear(self) -> None:
+        """Forget all nodes. The round and its members are kept."""
+        self.nodes.clear()
+        self._present = self._returned = 0
+        self.highest = -1
 
     def put(self, candidate: Candidate) -> None:
         """Add a node, or replace its record."""
         self.remove(candidate.node_id)
         self.nodes[candidate.node_id] = candidate
+        self.highest = max(self.highest, candidate.record.last_round)
         self._count(candidate, 1)
 
     def remove(self, node_id: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.coordinated.records import Bootstrap, Closed, Keys, RoundRecord
+from rendezvous.coordinated.records import Bootstrap, Closed, CoordinatorRecord, Keys, RoundRecord
 from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue
 
 __all__ = ["CurrentCoordinator", "View"]
@@ -39,7 +39,6 @@ class View:
         bootstrap: the bootstrap; None if there is none or it is not valid.
         closed: who closed the rendezvous, and why; None if it is not closed.
         synced: whether all of ``ctl/`` has been read. Before that, a key that the view does not know may exist.
-        error: why a record cannot be read; None after the next round record.
     """
 
     def __init__(self, keys: Keys, on_change: Callable[[], None]) -> None:
@@ -55,7 +54,23 @@ class View:
         self.bootstrap: Bootstrap | None = None
         self.closed: Closed | None = None
         self.synced = False
-        self.error: RendezvousStateError | None = None
+        self._errors: dict[bytes, RendezvousStateError] = {}
+
+    @property
+    def record_lost(self) -> int:
+        """The revision at which the round record was deleted or overwritten; 0 if it is valid or never existed."""
+        return 0 if self.record is not None else self._revisions.get(self._keys.round, 0)
+
+    @property
+    def foreign_coordinator(self) -> int:
+        """The revision of ``ctl/coordinator`` if another program wrote the key; otherwise 0."""
+        key = self._keys.coordinator
+        return self._revisions[key] if key in self._present and self.coordinator is None else 0
+
+    @property
+    def error(self) -> RendezvousStateError | None:
+        """Why a record cannot be used; None if all records are valid or absent."""
+        return next(iter(self._errors.values()), None)
 
     @property
     def bootstrap_revision(self) -> int:
@@ -107,22 +122,26 @@ class View:
             self._present.pop(key, None)
         else:
             self._present[key] = None
+        self._errors.pop(key, None)
         try:
             if key == self._keys.round:
-                self.record, self.error = None, None
+                self.record = None
                 if kv is not None:
+                    self.record = RoundRecord.decode(key, kv.value)
                     self.run_lease = kv.lease
                     self.record_revision = kv.mod_revision
-                    self.record = RoundRecord.decode(key, kv.value)
             elif key == self._keys.coordinator:
-                self.coordinator = None if kv is None else CurrentCoordinator(kv.lease, kv.create_revision, kv.value)
+                self.coordinator = None
+                if kv is not None:
+                    CoordinatorRecord.check(kv)
+                    self.coordinator = CurrentCoordinator(kv.lease, kv.create_revision, kv.value)
             elif key == self._keys.bootstrap:
                 self._set_bootstrap(kv)
             elif key == self._keys.closed:
                 self.closed = None if kv is None else Closed.decode(key, kv.value)
         except RendezvousStateError as exc:
             logger.error("%s", exc)
-            self.error = exc
+            self._errors[key] = exc
 
     def _set_bootstrap(self, kv: KeyValue | None) -> None:
         self.bootstrap = None

@@ -44,6 +44,7 @@ class Writer:
 
     Attributes:
         record: the round record that is stored, as far as this coordinator knows; None if there is none.
+        revision: its revision; 0 if there is none.
         run_lease: the lease to which the records of the run are bound.
     """
 
@@ -54,7 +55,7 @@ class Writer:
         key = keys.coordinator
         self._fence = [compare(key, "create_revision", fence.revision), compare(key, "value", fence.value)]
         self._coordinator = fence
-        self._revision = 0
+        self.revision = 0
         self.record: RoundRecord | None = None
         self.run_lease = 0
 
@@ -64,7 +65,7 @@ class Writer:
 
     def adopt(self, kv: KeyValue | None) -> None:
         """Go by the round record that was read. Raises RendezvousStateError if it is not valid."""
-        self._revision = 0 if kv is None else kv.mod_revision
+        self.revision = 0 if kv is None else kv.mod_revision
         self.record = None
         self.record = None if kv is None else RoundRecord.decode(kv.key, kv.value)
 
@@ -78,7 +79,7 @@ class Writer:
         """
         key, value = self._keys.round, record.encode()
         answer = await self._client.txn(
-            [*self._fence, compare(key, "mod_revision", self._revision), absent(self._keys.closed)],
+            [*self._fence, compare(key, "mod_revision", self.revision), absent(self._keys.closed)],
             [*with_it, put_op(key, value, self.run_lease)],
             [get_op(self._keys.coordinator), get_op(self._keys.closed), get_op(key)],
             deadline=self.deadline(),
@@ -87,12 +88,12 @@ class Writer:
             coordinator, closed, found = (response.response_range.kvs for response in answer.responses)
             self._check(coordinator)
             if found and found[0].value == value and found[0].lease == self.run_lease:
-                self._revision, self.record = found[0].mod_revision, record
+                self.revision, self.record = found[0].mod_revision, record
                 return
             if closed:
                 raise ClosedError
             raise OutdatedError
-        self._revision, self.record = answer.header.revision, record
+        self.revision, self.record = answer.header.revision, record
 
     async def write(self, operations: Sequence[Message]) -> None:
         """Write keys that no other request writes, or delete keys that nobody needs. Raises DeposedError."""

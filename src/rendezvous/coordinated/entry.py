@@ -1,0 +1,58 @@
+"""The transaction with which a node enters a run, or returns to it after it left a round."""
+
+from __future__ import annotations
+
+import random
+
+from rendezvous.coordinated.election import campaign_op
+from rendezvous.coordinated.records import Keys, NodeRecord
+from rendezvous.coordinated.session import Session
+from rendezvous.coordinated.view import View
+from rendezvous.etcd.v3.client import EtcdClient
+from rendezvous.etcd.v3.operations import compare, get_op, prefix_end, put_op
+
+__all__ = ["enter"]
+
+
+async def enter(
+    client: EtcdClient,
+    keys: Keys,
+    session: Session,
+    node: NodeRecord,
+    view: View,
+    random: random.Random,
+    deadline: float,
+) -> None:
+    """Write the node's key, make the node the coordinator if there is none, and read ``ctl/`` into the view.
+
+    Args:
+        client: the etcd cluster.
+        keys: the keys of the run.
+        session: the node's lease.
+        node: what the node publishes about itself.
+        view: what the node knows of its run.
+        random: draws the nonce of a coordinator.
+        deadline: until when to try.
+
+    Raises:
+        LeaseNotFoundError: the lease has ended.
+        RendezvousConnectionError: etcd could not be reached in time.
+    """
+    key, value, read = keys.node(session.lease), node.encode(), get_op(keys.ctl, prefix_end(keys.ctl))
+    written = False
+    while not written:
+        answer = await client.txn(
+            [compare(key, "mod_revision", session.key_revision)],
+            [campaign_op(keys, session.lease, random), put_op(key, value, session.lease), read],
+            [get_op(key), read],
+            deadline=deadline,
+        )
+        written = answer.succeeded
+        if written:
+            session.key_revision = answer.header.revision
+        else:
+            # An earlier attempt or an older request was applied: go by what is stored.
+            found = answer.responses[0].response_range.kvs
+            session.key_revision = found[0].mod_revision if found else 0
+            written = bool(found) and found[0].value == value and found[0].lease == session.lease
+        view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
