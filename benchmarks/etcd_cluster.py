@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from rendezvous.etcd.server import find_etcd
-from rendezvous.etcd.v3.endpoints import Credentials
+from rendezvous.etcd.v3.credentials import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import get_free_port
 
@@ -164,7 +164,7 @@ class EtcdCluster:
             target, known = f"{_HOST}:{self.ports[member]}", self._credentials
             options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
             if known.tls:
-                secrets = grpc.ssl_channel_credentials(known.ca_cert, known.key, known.cert)
+                secrets = known.read().channel_credentials()
                 self._channels[member] = grpc.secure_channel(target, secrets, options)
             else:
                 self._channels[member] = grpc.insecure_channel(target, options)

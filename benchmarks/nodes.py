@@ -96,7 +96,7 @@ async def _run_coroutines(job: Job, indices: range, pipe: Connection) -> None:
     members = [
         Member(client, keys, NodeRecord(f"node-{i:05d}", os.getpid(), i), settings, random.Random(i)) for i in indices
     ]
-    await client.check(asyncio.get_running_loop().time() + 10)
+    await client.check(keys.root, asyncio.get_running_loop().time() + 10)
     pipe.send("ready")
     await receive(pipe)
     outcomes = await asyncio.gather(*(member.join(job.timeout, lambda: PORT) for member in members))

@@ -10,6 +10,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from rendezvous import config
+from rendezvous.config import password
 from rendezvous.etcd.server import EtcdServer
 from tests import etcds
 
@@ -125,6 +127,14 @@ def etcd3(v3_binary: str) -> Iterator[EtcdServer]:
     """A real etcd without the v2 API, for the whole run."""
     with EtcdServer(etcd_binary_path=v3_binary, enable_v2=False) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def forgotten_password() -> Iterator[None]:
+    """Forget what the process remembers of passwords: one from the environment, and which warning was given."""
+    yield
+    password._remembered = None
+    config._warn_of_plain_http.cache_clear()
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -241,7 +243,7 @@ def test_a_password_needs_a_user():
 
 @pytest.mark.usefixtures("files")
 def test_a_password_on_the_command_line_works_and_is_warned_about(monkeypatch, caplog):
-    assert user(username="me", password="open sesame") == ("me", "open sesame")
+    assert user(username="me", password="open sesame", protocol="https") == ("me", "open sesame")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "name that with 'password_file'" in caplog.text
     assert "sesame" not in caplog.text
@@ -250,10 +252,41 @@ def test_a_password_on_the_command_line_works_and_is_warned_about(monkeypatch, c
 
 
 @pytest.mark.usefixtures("files")
-def test_a_password_is_not_shown():
-    connection = config.connection(params(username="me", password_file="password"), Backend.COORDINATED)
-    assert connection.password == "secret"
-    assert "secret" not in repr(connection)
+def test_a_password_is_neither_shown_nor_pickled():
+    for source in ({"password_file": "password"}, {"password": "secret"}):
+        connection = config.connection(params(username="me", **source), Backend.COORDINATED)
+        assert connection.password == "secret"
+        assert "secret" not in repr(connection)
+        assert b"secret" not in pickle.dumps(connection)
+        assert b"secret" not in pickle.dumps(params(username="me", **source))
+        assert "secret" not in repr(params(username="me", **source))
+    with pytest.raises(ValueError, match="'password_file'"):
+        _ = pickle.loads(pickle.dumps(connection)).password
+
+
+@pytest.mark.usefixtures("files")
+def test_the_password_is_removed_from_the_environment_and_remembered(monkeypatch):
+    monkeypatch.setenv("RENDEZVOUS_ETCD_PASSWORD", "from the environment")
+    config.check(params(), Backend.DYNAMIC_V2)
+    assert os.environ["RENDEZVOUS_ETCD_PASSWORD"]  # nobody has needed it yet
+    config.check(params(username="me"), Backend.DYNAMIC_V2)
+    assert "RENDEZVOUS_ETCD_PASSWORD" not in os.environ
+    assert user(username="me") == user(username="me") == ("me", "from the environment")
+    monkeypatch.setenv("RENDEZVOUS_ETCD_PASSWORD", "another")
+    assert user(username="me") == ("me", "another")
+
+
+@pytest.mark.usefixtures("files")
+def test_a_password_over_plain_http_is_warned_about(caplog):
+    user(username="me", password_file="password", protocol="https")
+    assert not caplog.records
+    user(username="me", password_file="password")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "set 'protocol=https'" in caplog.text
+
+
+@pytest.mark.usefixtures("files")
+def test_a_malformed_password_is_not_shown():
     with pytest.raises(ValueError, match="'password' must not contain control characters") as caught:
         config.check(params(username="me", password="open\nsesame"), Backend.COORDINATED)
     assert "sesame" not in str(caught.value)

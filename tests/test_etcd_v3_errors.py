@@ -26,8 +26,8 @@ Code = grpc.StatusCode
         (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", errors.NoSpaceError, True),
         (Code.PERMISSION_DENIED, "etcdserver: permission denied", errors.RefusedError, False),
         (Code.INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID", errors.RefusedError, False),
-        (Code.INVALID_ARGUMENT, "etcdserver: user name is empty", errors.RefusedError, False),
-        (Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled", errors.RefusedError, False),
+        (Code.INVALID_ARGUMENT, "etcdserver: user name is empty", errors.NoUserError, False),
+        (Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled", errors.AuthDisabledError, False),
         (Code.UNAVAILABLE, "etcdserver: no leader", errors.UnavailableError, True),
         (Code.DEADLINE_EXCEEDED, "Deadline Exceeded", errors.UnavailableError, True),
         (Code.CANCELLED, "", errors.UnavailableError, True),
@@ -107,8 +107,11 @@ def test_a_cancelled_watch(reason, kind, retryable):
 def test_a_refused_watch_says_what_to_do():
     reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
     with_user, without_user = (translate_watch_cancel(reason, "host:2379", has_user) for has_user in (True, False))
-    assert with_user.reason.startswith("permission denied; etcd's user needs a role")
-    assert without_user.reason.startswith("permission denied; etcd asks for a user: set 'username'")
+    assert with_user.reason.startswith("permission denied; etcd's user (")
+    assert "needs a role" in with_user.reason
+    assert without_user.reason.startswith(
+        "permission denied; this etcd requires a user: set 'username' and 'password_file'"
+    )
 
 
 def test_a_class_says_whether_a_retry_helps_and_the_argument_overrides_it():

@@ -219,6 +219,11 @@ class RendezvousParameters:
         self.config = kwargs
         self.local_addr = local_addr
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle may be stored or sent, so it contains no password.
+        config = {key: value for key, value in self.config.items() if key != "password"}
+        return {**self.__dict__, "config": config}
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return the configuration value of ``key``, or ``default`` if there is none."""
         return self.config.get(key, default)

@@ -1,10 +1,11 @@
-"""Endpoints, the natural order of host names, free ports, and text for messages."""
+"""Endpoints, the natural order of host names, free ports, the keys of a run, and text for messages."""
 
 from __future__ import annotations
 
 import re
 import socket
 from collections.abc import Sequence
+from urllib.parse import quote
 
 __all__ = [
     "format_endpoint",
@@ -14,6 +15,7 @@ __all__ = [
     "parse_rendezvous_endpoint",
     "parse_rendezvous_endpoints",
     "quoted",
+    "run_root",
 ]
 
 _DIGITS = re.compile(rb"([0-9]+)")
@@ -130,3 +132,8 @@ def quoted(value: str | bytes, limit: int = 60) -> str:
         return repr(value)
     unit = "bytes" if isinstance(value, bytes) else "characters"
     return f"{value[:limit]!r}... ({len(value)} {unit})"
+
+
+def run_root(prefix: str, run_id: str) -> bytes:
+    """Return the prefix of all keys of a run on etcd's v3 API: ``<prefix>/<run id>/``, with the run id quoted."""
+    return f"{prefix.rstrip('/')}/{quote(run_id, safe='')}/".encode()

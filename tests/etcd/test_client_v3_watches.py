@@ -8,7 +8,7 @@ from rendezvous.etcd.v3.client import ClientOptions
 from rendezvous.etcd.v3.operations import DELETE, PUT, prefix_end
 from rendezvous.etcd.v3.operations import put_op as put
 from tests.etcd.clients import Observer, compact, connected, on_a_loop, until, uses, watchers, within
-from tests.etcd.clusters import Cluster
+from tests.etcd.clusters import Cluster, progress_flags
 from tests.proxy import Proxy
 
 
@@ -177,3 +177,60 @@ async def test_a_watch_without_changes_detects_that_its_connection_is_dead(key):
             await writer.put(key)
             await until(lambda: observer.changes, "the watch reports the change")
             proxy.resume()
+
+
+@on_a_loop
+async def test_an_unexpected_error_in_the_stream_does_not_end_the_watches(port, key, caplog):
+    async with connected(port) as client, connected(port) as writer:
+        observer, watches = [Observer() for _ in range(3)], client._watches
+        for each in observer:
+            await each.watch(client, key)
+        received = watches._received
+
+        def fail_once(answer):
+            watches._received = received
+            raise RuntimeError("broken on purpose")
+
+        watches._received = fail_once
+        await writer.put(key)
+        await until(lambda: all(each.changes for each in observer), "all watches report the change")
+        assert "broken on purpose" in caplog.text
+        assert [len(each.changes) for each in observer] == [1, 1, 1]
+
+
+@on_a_loop
+async def test_an_error_in_a_callback_does_not_end_the_other_watches(server, port, proxy, key, caplog):
+    def fail(*_):
+        raise RuntimeError("broken on purpose")
+
+    async with connected(proxy.port) as client, connected(port) as writer:
+        first = await writer.put(key)
+        observer = Observer()
+        await client.watch(key, b"", fail, fail, within())
+        await observer.watch(client, key)
+        await writer.put(key)
+        await until(lambda: observer.changes, "the other watch reports the change")
+        compact(server, await writer.put(key))
+        await client.watch(key, b"", fail, fail, within(), first)
+        await until(lambda: "the end of the watch" in caplog.text, "its end is reported")
+        await uses(client, key)
+
+
+@on_a_loop
+async def test_a_watch_without_changes_resumes_after_a_compaction(key):
+    """etcd reports its progress, so that the watch does not begin again with a revision that is compacted."""
+    with Cluster(1, flags=progress_flags("100ms")) as server, Proxy(server.ports[0]) as proxy:
+        async with connected(proxy.port) as client, connected(server.ports[0]) as writer:
+            observer = Observer()
+            watch = await observer.watch(client, key)
+            last = 0
+            for _ in range(20):
+                last = await writer.put(key + b"other")
+            await until(lambda: watch.revision > last, "the watch reports the progress")
+            proxy.cut()
+            compact(server, last)
+            proxy.restore()
+            await writer.put(key)
+            await until(lambda: observer.changes or observer.lost, "the watch reports the change")
+            assert observer.lost == 0
+            assert [name for _, name, _ in observer.changes] == [key]

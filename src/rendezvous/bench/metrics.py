@@ -9,7 +9,7 @@ import urllib.request
 
 from rendezvous.bench.checks import Failed
 
-__all__ = ["NAMES", "difference", "load"]
+__all__ = ["NAMES", "difference", "load", "version"]
 
 NAMES = ("requests", "watches", "keep_alives", "bytes", "raft", "cpu")
 
@@ -31,14 +31,7 @@ def load(endpoint: str, tls: ssl.SSLContext | None = None, timeout: float = 30.0
     Raises:
         Failed: etcd did not answer.
     """
-    # The nodes use no proxy, so neither does this request, even if the environment names one.
-    handlers = [urllib.request.ProxyHandler({}), *([] if tls is None else [urllib.request.HTTPSHandler(context=tls)])]
-    url = f"{'http' if tls is None else 'https'}://{endpoint}/metrics"
-    try:
-        with urllib.request.build_opener(*handlers).open(url, timeout=timeout) as answer:
-            text = answer.read().decode()
-    except (OSError, http.client.HTTPException) as exc:
-        raise Failed(f"etcd's counters could not be read from {url}: {exc}") from exc
+    text = _read(endpoint, tls, timeout)
 
     def total(pattern: str) -> float:
         return sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))
@@ -55,6 +48,30 @@ def load(endpoint: str, tls: ssl.SSLContext | None = None, timeout: float = 30.0
         "raft": total("etcd_server_proposals_applied_total"),
         "cpu": total("process_cpu_seconds_total"),
     }
+
+
+def version(endpoint: str, tls: ssl.SSLContext | None = None, timeout: float = 30.0) -> str:
+    """Return the version of an etcd, from its counters, which need no user. Takes the arguments of :func:`load`.
+
+    Raises:
+        Failed: etcd did not answer, or did not name its version.
+    """
+    text = _read(endpoint, tls, timeout)
+    found = re.search(r'^etcd_server_version\{server_version="([^"]+)"\} 1$', text, re.MULTILINE)
+    if found is None:
+        raise Failed(f"etcd at {endpoint} does not name its version")
+    return found[1]
+
+
+def _read(endpoint: str, tls: ssl.SSLContext | None, timeout: float) -> str:
+    # The nodes use no proxy, so neither does this request, whatever the environment says.
+    handlers = [urllib.request.ProxyHandler({}), *([] if tls is None else [urllib.request.HTTPSHandler(context=tls)])]
+    url = f"{'http' if tls is None else 'https'}://{endpoint}/metrics"
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=timeout) as answer:
+            return str(answer.read().decode())
+    except (OSError, http.client.HTTPException) as exc:
+        raise Failed(f"etcd's counters could not be read from {url}: {exc}") from exc
 
 
 def difference(after: dict[str, float], before: dict[str, float], by: float = 1.0) -> dict[str, float]:

@@ -39,9 +39,6 @@ from rendezvous.bench.metadata import metadata, summary
 from rendezvous.bench.plan import Plan
 from rendezvous.bench.tables import MISSING, Table
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call
-from rendezvous.etcd.v3.connect import connect
-from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.utils import format_endpoint, parse_rendezvous_endpoints
 
 __all__ = ["outcome", "run", "table"]
@@ -298,15 +295,10 @@ def _tls(plan: Plan) -> ssl.SSLContext | None:
 
 
 def _etcd_version(plan: Plan) -> str:
-    client = connect(plan.parameters(plan.run_id))
-
-    async def ask() -> str:
-        deadline = asyncio.get_running_loop().time() + _ETCD_TIMEOUT
-        return str((await client.request(Call.STATUS, rpc_pb2.StatusRequest(), deadline)).version)
-
+    first = parse_rendezvous_endpoints(plan.parameters(plan.run_id).endpoint, 2379)[0]
     try:
-        return background.run(ask())
-    except RendezvousError:
+        return metrics.version(format_endpoint(*first), _tls(plan), _ETCD_TIMEOUT)
+    except Failed:
         return "of unknown version"
 
 

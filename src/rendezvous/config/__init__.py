@@ -7,12 +7,13 @@ table in docs/configuration.md are derived from it. ``JOIN_TIMEOUT.read(params)`
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rendezvous.api import RendezvousParameters
+from rendezvous.config.password import PASSWORD_VARIABLE, Password, environment_password
 from rendezvous.config.setting import Backend, Boolean, Choice, File, Integer, Secret, Setting, Text, unprintable
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "Backend",
     "Choice",
     "Connection",
+    "File",
     "Integer",
+    "Password",
     "Setting",
     "check",
     "connection",
@@ -31,9 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-PASSWORD_VARIABLE = "RENDEZVOUS_ETCD_PASSWORD"
-"""The environment variable that may contain the password of ``username``."""
 
 _COORDINATED = (Backend.COORDINATED,)
 _DYNAMIC = (Backend.DYNAMIC_V2, Backend.DYNAMIC_V3)
@@ -155,7 +155,8 @@ USERNAME = Text("username", "", "The user of etcd. Needs a password.", _ALL)
 PASSWORD_FILE = File(
     "password_file",
     "",
-    f"A file with the password of `username`. The environment variable `{PASSWORD_VARIABLE}` may hold it instead.",
+    f"A file with the password of `username`. The environment variable `{PASSWORD_VARIABLE}` may contain it "
+    "instead. On `etcd-v3` the file is read again if etcd refuses the user.",
     _ALL,
 )
 PASSWORD = Secret(
@@ -255,7 +256,7 @@ class Connection:
         cert: the file with the client's certificate, or None.
         key: the file with its private key; None if there is no certificate, or if ``cert`` contains the key too.
         username: the user, or None.
-        password: the user's password, or None.
+        password_source: the user's password, or None.
     """
 
     protocol: str
@@ -263,7 +264,12 @@ class Connection:
     cert: str | None
     key: str | None
     username: str | None
-    password: str | None = field(repr=False)
+    password_source: Password | None
+
+    @property
+    def password(self) -> str | None:
+        """The password, read from its file now. Raises ValueError."""
+        return None if self.password_source is None else self.password_source.read()
 
 
 def connection(params: RendezvousParameters, backend: Backend) -> Connection:
@@ -276,8 +282,22 @@ def connection(params: RendezvousParameters, backend: Backend) -> Connection:
     _check_user(params)
     username = USERNAME.read(params) or None
     ca_cert, cert, key = (setting.read(params) or None for setting in _tls_settings(backend))
-    password = _password(params) if username else None
-    return Connection(PROTOCOL.read(params), ca_cert, cert, key, username, password)
+    protocol, secret = PROTOCOL.read(params), None
+    if username:
+        secret = _password(params)
+        if protocol == "http":
+            _warn_of_plain_http(username)
+    return Connection(protocol, ca_cert, cert, key, username, secret)
+
+
+@functools.cache
+def _warn_of_plain_http(username: str) -> None:
+    """Log a warning, once in a process."""
+    logger.warning(
+        "the password of etcd's user '%s' is sent without encryption, because 'protocol' is 'http': everyone on the "
+        "network can read it; serve etcd by TLS and set 'protocol=https'",
+        username,
+    )
 
 
 def _tls_settings(backend: Backend) -> tuple[File, File, File]:
@@ -308,32 +328,27 @@ def _check_user(params: RendezvousParameters) -> None:
     if not USERNAME.read(params):
         for setting in given:
             raise setting.error("has no effect without 'username': set the user that the password belongs to")
-    elif not given and not os.environ.get(PASSWORD_VARIABLE):
+    elif not given and not environment_password():
         raise USERNAME.error(
             "needs a password: name a file that contains it with 'password_file', or set the environment variable "
             f"{PASSWORD_VARIABLE}"
         )
 
 
-def _password(params: RendezvousParameters) -> str:
+def _password(params: RendezvousParameters) -> Password:
     """Return the password: from its file, the environment, or the configuration, in this order."""
-    given = PASSWORD.read(params)
-    if given:
+    if PASSWORD.read(params):
         logger.warning(
             "the password in the rendezvous configuration option 'password' can be read by every user of this host, "
             "in the list of processes: put it into a file and name that with 'password_file', or set the environment "
             "variable %s",
             PASSWORD_VARIABLE,
         )
-    content = PASSWORD_FILE.content(params)
-    secret = os.environ.get(PASSWORD_VARIABLE) or given
-    if content is not None:
-        secret = content.decode(errors="surrogateescape").rstrip("\r\n")
-        if not secret:
-            raise PASSWORD_FILE.error(f"names '{PASSWORD_FILE.read(params)}', which is empty")
-    if (problem := unprintable(secret)) is not None:
+    path = PASSWORD_FILE.read(params)
+    password = Password(path) if path else Password(text=environment_password() or PASSWORD.read(params))
+    if (problem := unprintable(password.read())) is not None:
         raise USERNAME.error(f"has a password with {problem}; check where the password comes from")
-    return secret
+    return password
 
 
 def _warn_of_unknown_keys(params: RendezvousParameters, backend: Backend) -> None:

@@ -27,7 +27,6 @@ import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, TypeVar
-from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -35,6 +34,7 @@ from msgspec import Meta, Struct, field
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.etcd.v3.operations import KeyValue
+from rendezvous.utils import run_root
 
 __all__ = [
     "MAX_ROUND",
@@ -83,7 +83,7 @@ class Keys:
     def __init__(self, prefix: str, run_id: str) -> None:
         if not run_id:
             raise ValueError("The run id must not be empty.")
-        self.root = f"{prefix.rstrip('/')}/{quote(run_id, safe='')}/".encode()
+        self.root = run_root(prefix, run_id)
         self.ctl = self.root + b"ctl/"
         self.coordinator = self.ctl + b"coordinator"
         self.round = self.ctl + b"round"

@@ -48,10 +48,12 @@ class ClientOptions:
         max_in_flight: how many requests are sent at the same time. More do not finish sooner: they wait in etcd.
         attempt_timeout: how long the first attempt of a request may take, in seconds; later ones may take longer. It
             is short so that an endpoint that does not answer is left soon.
-        keep_alive_timeout: after how many seconds without an answer to a keep-alive another endpoint is asked.
+        keep_alive_timeout: after how many seconds without an answer to a keep-alive another endpoint is asked; a third
+            of the lease's time to live if that is shorter.
         page_size: how many keys one request of a long range reads.
         ping_interval: seconds between two pings on a connection. etcd allows one every 5 s.
         ping_timeout: seconds within which etcd must answer a ping.
+        return_after: the least and the most seconds between leaving the preferred endpoint and returning to it.
     """
 
     max_in_flight: int = 256
@@ -60,10 +62,11 @@ class ClientOptions:
     page_size: int = 1000
     ping_interval: float = 10.0
     ping_timeout: float = 5.0
+    return_after: tuple[float, float] = (60.0, 300.0)
 
 
 class Call(Enum):
-    """The requests that have one answer.
+    """The requests that have one answer. A user with a role for the prefix may make all of them.
 
     Attributes:
         method: the service and the method.
@@ -78,7 +81,6 @@ class Call(Enum):
     TXN = ("KV/Txn", rpc_pb2.TxnRequest, rpc_pb2.TxnResponse, "carry out a transaction")
     GRANT = ("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse, "grant a lease")
     REVOKE = ("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse, "revoke a lease")
-    STATUS = ("Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse, "report its status")
     AUTHENTICATE = (
         "Auth/Authenticate",
         rpc_pb2.AuthenticateRequest,
@@ -185,14 +187,16 @@ class EtcdClient(ABC):
 
     # Requests.
 
-    async def check(self, deadline: float) -> None:
-        """Make sure that etcd answers and accepts the user.
+    async def check(self, key: bytes, deadline: float) -> None:
+        """Make sure that etcd answers, and permits the user to read ``key``, which need not exist.
 
         Raises:
             EtcdError: the last attempt failed.
         """
+        # Each member may answer from its own data: an etcd that has no leader for a moment can be used too.
+        request = rpc_pb2.RangeRequest(key=key, limit=1, keys_only=True, serializable=True)
         await self._retry(
-            lambda timeout: self._attempt(Call.STATUS, rpc_pb2.StatusRequest(), timeout, deadline), "answer", deadline
+            lambda timeout: self._attempt(Call.RANGE, request, timeout, deadline), Call.RANGE.task, deadline
         )
 
     async def request(self, call: Call, message: Message, deadline: float) -> Message:

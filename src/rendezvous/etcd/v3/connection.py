@@ -1,6 +1,6 @@
 """The etcd client on gRPC.
 
-All requests go to one endpoint until it fails, then to the next one. One stream carries the keep-alives of all
+All requests go to one endpoint until it fails, then to another one. One stream carries the keep-alives of all
 leases, and one stream carries all watches.
 """
 
@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import grpc.aio
 
 from rendezvous.etcd.v3.client import Call, ClientOptions, EtcdClient, Watch, WatchSpec
-from rendezvous.etcd.v3.endpoints import Credentials, Endpoints
+from rendezvous.etcd.v3.credentials import Credentials
+from rendezvous.etcd.v3.endpoints import Endpoints
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.keepalives import KeepAlives
 from rendezvous.etcd.v3.limiter import Limiter
@@ -26,7 +27,7 @@ class GrpcEtcdClient(EtcdClient):
     """A client of an etcd cluster over gRPC. Create it on the event loop that uses it.
 
     Args:
-        endpoints: hosts and ports of the members. The first is used until it fails.
+        endpoints: hosts and ports of the members. The first is preferred; a random other one is used if it fails.
         credentials: TLS and user.
         options: limits and time-outs.
     """
@@ -56,6 +57,11 @@ class GrpcEtcdClient(EtcdClient):
         await self._watches.close()
         await self._endpoints.close()
 
+    async def check(self, key: bytes, deadline: float) -> None:
+        """See :meth:`EtcdClient.check`."""
+        self._endpoints.probe_key = key
+        await super().check(key, deadline)
+
     async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
         await self._limiter.acquire(deadline)
         try:
@@ -63,9 +69,15 @@ class GrpcEtcdClient(EtcdClient):
             endpoint = self._endpoints.current
             metadata = await self._endpoints.metadata(timeout)
             try:
-                return await endpoint.unary(call)(request, timeout=timeout, metadata=metadata)
+                answer = await endpoint.unary(call)(request, timeout=timeout, metadata=metadata)
             except grpc.aio.AioRpcError as exc:
-                raise self._endpoints.failure(exc, endpoint) from None
+                raise self._endpoints.failure(exc, endpoint, metadata) from None
+            self._endpoints.succeeded()
+            if call is Call.GRANT:
+                self._keep_alives.granted(answer.ID, answer.TTL)
+            elif call is Call.REVOKE:
+                self._keep_alives.revoked(request.ID)
+            return answer
         finally:
             self._limiter.release()
 

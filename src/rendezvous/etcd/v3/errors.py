@@ -11,12 +11,14 @@ from typing import ClassVar
 import grpc
 
 __all__ = [
+    "AuthDisabledError",
     "BusyError",
     "CompactedError",
     "EtcdError",
     "FutureRevisionError",
     "LeaseNotFoundError",
     "NoSpaceError",
+    "NoUserError",
     "RefusedError",
     "StaleTokenError",
     "TlsError",
@@ -58,6 +60,14 @@ class RefusedError(EtcdError):
     """etcd does not permit the request: the user, its password or its role is at fault."""
 
 
+class NoUserError(RefusedError):
+    """The request names no user, and etcd requires one."""
+
+
+class AuthDisabledError(RefusedError):
+    """A user cannot be authenticated, because authentication is not enabled."""
+
+
 class StaleTokenError(EtcdError):
     """etcd does not accept the token of the user any more: authenticate again before the next attempt."""
 
@@ -94,8 +104,13 @@ class NoSpaceError(EtcdError):
     PAUSE = (1.0, 10.0)
 
 
-_GIVE_ROLE = "etcd's user needs a role that may read and write all keys under 'prefix'"
-_SET_USER = "etcd asks for a user: set 'username' and its password"
+_GIVE_ROLE = (
+    "etcd's user ('username', or the common name of 'ssl_cert') needs a role that may read and write all keys under "
+    "'prefix'"
+)
+_SET_USER = (
+    "this etcd requires a user: set 'username' and 'password_file', or 'ssl_cert' if etcd takes users from certificates"
+)
 
 # What etcd says, the class of the error, and what a user can do about it. The first text that matches decides.
 # The same error comes with different codes from different releases: "too many requests" is RESOURCE_EXHAUSTED by
@@ -115,8 +130,8 @@ _BY_TEXT: tuple[tuple[str, type[EtcdError], str], ...] = (
     ("future revision", FutureRevisionError, ""),
     ("permission denied", RefusedError, _GIVE_ROLE),
     ("authentication failed", RefusedError, "check 'username' and its password"),
-    ("user name is empty", RefusedError, _SET_USER),
-    ("authentication is not enabled", RefusedError, "remove 'username', or enable authentication in etcd"),
+    ("user name is empty", NoUserError, _SET_USER),
+    ("authentication is not enabled", AuthDisabledError, "remove 'username', or enable authentication in etcd"),
 )
 
 _TRANSIENT = {
@@ -127,7 +142,10 @@ _TRANSIENT = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.ABORTED,
 }
-_TLS_TEXTS = ("handshake failed", "CERTIFICATE", "certificate", "Peer name", "tls:")
+_TLS_TEXTS = (
+    *("handshake failed", "security handshaker", "Hostname Verification", "Peer name"),
+    *("CERTIFICATE", "certificate", "tls:"),
+)
 
 # etcd 3.5 gives only this as the reason for a cancelled watch if the user is missing or its token is too old.
 _WATCH_REFUSED_TEXTS = ("permission denied", "user name is empty", "auth")

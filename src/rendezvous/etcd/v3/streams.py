@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -16,8 +17,14 @@ from rendezvous.etcd.v3.operations import Message
 
 __all__ = ["Stream"]
 
+logger = logging.getLogger(__name__)
+
 # Seconds within which the user must be authenticated before a stream is opened.
 _AUTHENTICATION_TIMEOUT = 5.0
+
+# After this many failures in a row there is a warning, and then one each minute.
+_FAILURES_BEFORE_WARNING = 5
+_WARNING_INTERVAL = 60.0
 
 
 class Stream(ABC):
@@ -30,6 +37,8 @@ class Stream(ABC):
     METHOD: ClassVar[tuple[str, Any, Any]]
     """The service and method, and the classes of both messages."""
     METADATA: ClassVar[Metadata] = ()
+    PURPOSE: ClassVar[str]
+    """What the stream carries, for messages."""
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
@@ -37,6 +46,10 @@ class Stream(ABC):
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
         """How often the stream broke since the last answer."""
+        self._warn_at = 0.0
+        self._user: Metadata = ()
+        """The token that the stream was opened with."""
+        endpoints.on_return.append(self._move)
 
     # What a stream is used for.
 
@@ -63,6 +76,14 @@ class Stream(ABC):
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
+    def _move(self) -> None:
+        """Leave the endpoint that the stream is on for the one that is used now."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            self._task = None
+            if self._needed():
+                self._open()
+
     async def close(self) -> None:
         """Close the stream for good."""
         if self._task is not None:
@@ -74,16 +95,28 @@ class Stream(ABC):
         while self._needed():
             endpoint = self._endpoints.current
             try:
-                metadata = (*self.METADATA, *await self._endpoints.metadata(_AUTHENTICATION_TIMEOUT))
-                call = endpoint.stream(*self.METHOD, metadata)
+                self._user = await self._endpoints.metadata(_AUTHENTICATION_TIMEOUT)
+                call = endpoint.stream(*self.METHOD, (*self.METADATA, *self._user))
                 try:
                     await self._exchange(call, endpoint)
                 finally:
                     call.cancel()
             except EtcdError as exc:
-                self._broken(exc)
-            self._failures += 1
+                self._fail(exc)
+            except Exception as exc:
+                # Whatever it is, those who depend on the stream must not lose it for good.
+                logger.exception("the stream of %s to etcd at %s failed; trying again", self.PURPOSE, endpoint.target)
+                self._fail(EtcdError(f"{type(exc).__name__}: {exc}", endpoint.target, retryable=True))
             await asyncio.sleep(random.uniform(0.02, min(2.0, 0.05 * 2 ** min(self._failures, 6))))
+
+    def _fail(self, error: EtcdError) -> None:
+        self._failures += 1
+        now = asyncio.get_running_loop().time()
+        if self._failures >= _FAILURES_BEFORE_WARNING and now >= self._warn_at:
+            self._warn_at = now + _WARNING_INTERVAL
+            where = error.endpoint or self._endpoints.current.target
+            logger.warning("etcd at %s does not serve %s: %s; trying again", where, self.PURPOSE, error.reason)
+        self._broken(error)
 
     async def _exchange(self, call: Any, endpoint: Endpoint) -> None:
         """Send and receive until the stream breaks. Raises EtcdError."""
@@ -94,11 +127,12 @@ class Stream(ABC):
         try:
             while (answer := await call.read()) is not grpc.aio.EOF:
                 self._failures = 0
+                self._endpoints.succeeded()
                 self._received(answer)
             await call.code()
             raise EtcdError(f"the stream ended: {await call.details()}", endpoint.target, retryable=True)
         except grpc.aio.AioRpcError as exc:
-            error = self._endpoints.failure(exc, endpoint)
+            error = self._endpoints.failure(exc, endpoint, self._user)
             if self._failures == 0:  # etcd accepted this stream, so it may accept the next one
                 error.retryable = True
             raise error from None

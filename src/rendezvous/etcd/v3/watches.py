@@ -32,9 +32,11 @@ class _StreamWatch(Watch):
         """Its number on the stream that is open now."""
 
     def request(self) -> Message:
+        # Without changes, etcd reports its revision every ten minutes: so a watch that resumes need not begin with a
+        # revision that was compacted long ago.
         return rpc_pb2.WatchRequest(
             create_request=rpc_pb2.WatchCreateRequest(
-                key=self.spec.key, range_end=self.spec.end, start_revision=self.revision
+                key=self.spec.key, range_end=self.spec.end, start_revision=self.revision, progress_notify=True
             )
         )
 
@@ -50,6 +52,7 @@ class Watches(Stream):
     """
 
     METHOD = ("Watch/Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse)
+    PURPOSE = "watches"
     # A member that loses its leader breaks the stream, rather than sending nothing.
     METADATA = (("hasleader", "true"),)
 
@@ -114,7 +117,11 @@ class Watches(Stream):
             self._canceled(answer, watch)
         elif answer.created:
             self._started(answer, watch)
-        elif watch is not None and answer.events:
+        elif watch is None:
+            return
+        elif not answer.events:
+            watch.revision = max(watch.revision, answer.header.revision + 1)
+        else:
             watch.revision = answer.events[-1].kv.mod_revision + 1
             try:
                 watch.spec.receive(answer.events)
@@ -138,30 +145,37 @@ class Watches(Stream):
             return
         if answer.compact_revision:
             self._created.pop(answer.watch_id, None)
-            self._watches.pop(watch, None)
-            watch.spec.lost()
+            self._lose(watch)
             return
-        error = translate_watch_cancel(answer.cancel_reason, self._endpoints.current.target, self._endpoints.has_user)
+        has_user = self._endpoints.user.has_user
+        error = translate_watch_cancel(answer.cancel_reason, self._endpoints.current.target, has_user)
         if isinstance(error, RefusedError):
-            if watch.refused or not self._endpoints.has_user:
+            if watch.refused or not has_user:
                 self._refuse(watch, error)
             else:
                 # The token may be too old: etcd gives the same reason for that.
                 watch.refused = True
-                self._endpoints.forget_token()
+                self._endpoints.user.forget(self._user)
         # After it has refused a watch, etcd 3.5.1 does not serve the first watch of the same stream any more.
         raise EtcdError(error.reason, error.endpoint, retryable=True)
 
     def _refuse(self, watch: _StreamWatch, error: RefusedError) -> None:
         """End one watch. The others go on."""
-        self._watches.pop(watch, None)
         if watch.started.done():
-            watch.spec.lost()  # whoever watches gets the reason when it starts the next watch
+            self._lose(watch)  # whoever watches gets the reason when it starts the next watch
             return
+        self._watches.pop(watch, None)
         refusal = RendezvousConnectionError(
             f"etcd at {error.endpoint} refused to watch '{watch.spec.name}': {error.reason}", retryable=False
         )
         watch.started.set_exception(refusal)
+
+    def _lose(self, watch: _StreamWatch) -> None:
+        self._watches.pop(watch, None)
+        try:
+            watch.spec.lost()
+        except Exception:
+            logger.exception("the end of the watch of '%s' could not be processed", watch.spec.name)
 
     def _broken(self, error: EtcdError) -> None:
         self._reason = error.reason
