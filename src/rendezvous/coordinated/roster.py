@@ -16,7 +16,7 @@ from rendezvous.coordinated.records import Keys, RoundRecord
 from rendezvous.coordinated.rules import Candidate
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import KeyValue, Message, prefix_end, put_op
+from rendezvous.etcd.v3.operations import KeyValue, Operation, prefix_end, put_op
 
 __all__ = ["find_rank", "put_ops", "read_members", "shards_of"]
 
@@ -40,7 +40,7 @@ def put_ops(
     shards: Sequence[bytes],
     members: Sequence[Candidate],
     lease: int,
-) -> list[Message]:
+) -> list[Operation]:
     """Return the operations that store a roster and the names of its members."""
     names = [member.record.name for member in members]
     step = -(-len(names) // len(shards))
