@@ -26,7 +26,7 @@ from rendezvous.coordinated.view import CurrentCoordinator
 from rendezvous.coordinated.writer import ClosedError, DeposedError, OutdatedError, Writer, batches
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, Message, delete_op, prefix_end
+from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, Operation, delete_op, prefix_end
 
 __all__ = ["Coordinator"]
 
@@ -410,7 +410,7 @@ class Coordinator:
             old = [self._keys.before_round(kind, number - 1) for kind in ("roster", "store", "once")]
             await self._writer.write([delete_op(*keys) for keys in old])
 
-    async def _put_record(self, record: RoundRecord, with_it: Sequence[Message] = ()) -> bool:
+    async def _put_record(self, record: RoundRecord, with_it: Sequence[Operation] = ()) -> bool:
         """Write the round record and the operations ``with_it``; return False if the rendezvous is closed."""
         try:
             await self._writer.put_record(record, with_it)

@@ -23,14 +23,14 @@ from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import Message, compare, get_op, prefix_end, put_op, txn_op
+from rendezvous.etcd.v3.operations import Operation, compare, get_op, prefix_end, put_op, txn_op
 
 __all__ = ["Election", "campaign_op"]
 
 logger = logging.getLogger(__name__)
 
 
-def campaign_op(keys: Keys, lease: int, random: random.Random, revision: int = 0) -> Message:
+def campaign_op(keys: Keys, lease: int, random: random.Random, revision: int = 0) -> Operation:
     """Return the operation that makes a node the coordinator if there is none.
 
     Args:

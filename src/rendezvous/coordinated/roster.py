@@ -16,7 +16,7 @@ from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, RoundRecord, printable
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import KeyValue, Message, prefix_end, put_op
+from rendezvous.etcd.v3.operations import KeyValue, Operation, prefix_end, put_op
 
 __all__ = ["find_rank", "put_ops", "read_members", "shards_of"]
 
@@ -40,7 +40,7 @@ def put_ops(
     shards: Sequence[bytes],
     names: Sequence[str],
     lease: int,
-) -> list[Message]:
+) -> list[Operation]:
     """Return the operations that store the shards of a roster and the names of its members."""
     step = -(-len(names) // len(shards))
     parts = [_encode(names[i : i + step]) for i in range(0, len(names), step)]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from rendezvous.coordinated.records import Keys, RoundRecord
 from rendezvous.coordinated.view import CurrentCoordinator
 from rendezvous.etcd.v3.client import EtcdClient
-from rendezvous.etcd.v3.operations import KeyValue, Message, absent, compare, get_op, put_op
+from rendezvous.etcd.v3.operations import KeyValue, Operation, absent, compare, get_op, put_op
 
 __all__ = ["ClosedError", "DeposedError", "OutdatedError", "Writer", "batches"]
 
@@ -69,7 +69,7 @@ class Writer:
         self.record = None
         self.record = None if kv is None else RoundRecord.decode(kv.key, kv.value)
 
-    async def put_record(self, record: RoundRecord, with_it: Sequence[Message] = ()) -> None:
+    async def put_record(self, record: RoundRecord, with_it: Sequence[Operation] = ()) -> None:
         """Write the round record and the operations ``with_it``.
 
         Raises:
@@ -95,7 +95,7 @@ class Writer:
             raise OutdatedError
         self.revision, self.record = answer.header.revision, record
 
-    async def write(self, operations: Sequence[Message]) -> None:
+    async def write(self, operations: Sequence[Operation]) -> None:
         """Write keys that no other request writes, or delete keys that nobody needs. Raises DeposedError."""
         answer = await self._client.txn(
             self._fence, operations, [get_op(self._keys.coordinator)], deadline=self.deadline()
@@ -110,9 +110,9 @@ class Writer:
             raise DeposedError
 
 
-def batches(operations: Sequence[Message], limit: int) -> Iterator[list[Message]]:
+def batches(operations: Sequence[Operation], limit: int) -> Iterator[list[Operation]]:
     """Divide operations into transactions of at most ``limit`` operations, and not more bytes than etcd accepts."""
-    batch: list[Message] = []
+    batch: list[Operation] = []
     size = 0
     for operation in operations:
         if batch and (len(batch) == limit or size + operation.ByteSize() > _MAX_BYTES):

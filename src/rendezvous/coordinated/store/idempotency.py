@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rendezvous.etcd.v3.operations import Message, compare, put_op
+from rendezvous.etcd.v3.operations import Condition, Operation, compare, put_op
 
 __all__ = ["IdempotencyKey", "IdempotencyKeys"]
 
@@ -33,11 +33,11 @@ class IdempotencyKey:
     number: int = 1
 
     @property
-    def applied(self) -> Message:
+    def applied(self) -> Condition:
         """The condition that the change has been applied."""
         return compare(self.key, "value", b"%016x" % (self.number - 1), "GREATER")
 
-    def put(self, lease: int) -> Message:
+    def put(self, lease: int) -> Operation:
         """Return the operation that marks the change as applied."""
         return put_op(self.key, b"%016x" % self.number, lease)
 

@@ -25,7 +25,7 @@ from rendezvous.etcd.v3.errors import CompactedError
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import (
     KeyValue,
-    Message,
+    Operation,
     absent,
     compare,
     delete_op,
@@ -128,7 +128,7 @@ class AsyncEtcdStore:
         # A dict, because etcd refuses a transaction that writes a key twice.
         data = {self._requests.path(key): encode(value) for key, value in zip(keys, values, strict=True)}
         deadline, options = _deadline(timeout), self._options
-        puts: list[Message] = []
+        puts: list[Operation] = []
         size = 0
         for path, stored in data.items():
             if puts and (len(puts) == options.max_operations or size + len(path) + len(stored) > options.max_bytes):
@@ -217,15 +217,18 @@ class AsyncEtcdStore:
 
     # How such changes are applied.
 
-    async def _send_once(self, once: IdempotencyKey, path: bytes, change: Message, deadline: float) -> Message:
+    async def _send_once(
+        self, once: IdempotencyKey, path: bytes, change: Operation, deadline: float
+    ) -> rpc_pb2.TxnResponse:
         """Apply ``change``, a transaction that writes ``once``, unless it has been applied.
 
         The answer says ``succeeded`` if it had been applied before.
         """
         request = rpc_pb2.TxnRequest(compare=[once.applied], success=[get_op(once.key), get_op(path)], failure=[change])
-        return await self._requests.send(Call.TXN, request, deadline)
+        answer: rpc_pb2.TxnResponse = await self._requests.send(Call.TXN, request, deadline)
+        return answer
 
-    async def _value_after(self, path: bytes, answer: Message, deadline: float) -> bytes:
+    async def _value_after(self, path: bytes, answer: rpc_pb2.TxnResponse, deadline: float) -> bytes:
         """Return the value right after a change that had been applied before, by the answer of :meth:`_send_once`."""
         marks, kvs = (response.response_range.kvs for response in answer.responses)
         revision = marks[0].mod_revision
@@ -304,6 +307,6 @@ def _value(kv: KeyValue) -> bytes:
     return decode(kv.key, kv.value, kv.version)
 
 
-def _first(response: Message) -> KeyValue | None:
+def _first(response: rpc_pb2.ResponseOp) -> KeyValue | None:
     kvs = response.response_range.kvs
     return kvs[0] if kvs else None

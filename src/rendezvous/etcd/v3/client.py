@@ -25,7 +25,7 @@ from rendezvous.etcd.v3.errors import (
     UnavailableError,
 )
 from rendezvous.etcd.v3.messages import rpc_pb2
-from rendezvous.etcd.v3.operations import Event, KeyValue, Message
+from rendezvous.etcd.v3.operations import Condition, Event, KeyValue, Message, Operation
 
 __all__ = ["Call", "ClientOptions", "EtcdClient", "Watch", "WatchSpec"]
 
@@ -338,7 +338,7 @@ class EtcdClient(ABC):
             request = rpc_pb2.RangeRequest(
                 key=key, range_end=end, limit=self.options.page_size, revision=revision, serializable=serializable
             )
-            answer = await self.request(Call.RANGE, request, deadline)
+            answer: rpc_pb2.RangeResponse = await self.request(Call.RANGE, request, deadline)
             revision = revision or answer.header.revision
             found.extend(answer.kvs)
             if not answer.more:
@@ -347,24 +347,28 @@ class EtcdClient(ABC):
 
     async def txn(
         self,
-        conditions: Sequence[Message],
-        then: Sequence[Message],
-        otherwise: Sequence[Message] = (),
+        conditions: Sequence[Condition],
+        then: Sequence[Operation],
+        otherwise: Sequence[Operation] = (),
         *,
         deadline: float,
-    ) -> Message:
+    ) -> rpc_pb2.TxnResponse:
         """Carry out ``then`` if all ``conditions`` hold, else ``otherwise``; return etcd's answer."""
         request = rpc_pb2.TxnRequest(compare=conditions, success=then, failure=otherwise)
-        return await self.request(Call.TXN, request, deadline)
+        answer: rpc_pb2.TxnResponse = await self.request(Call.TXN, request, deadline)
+        return answer
 
     async def delete(self, key: bytes, end: bytes, deadline: float) -> int:
         """Delete the keys from ``key`` to before ``end`` (empty: ``key`` alone); return how many were deleted."""
-        answer = await self.request(Call.DELETE, rpc_pb2.DeleteRangeRequest(key=key, range_end=end), deadline)
-        return int(answer.deleted)
+        request = rpc_pb2.DeleteRangeRequest(key=key, range_end=end)
+        answer: rpc_pb2.DeleteRangeResponse = await self.request(Call.DELETE, request, deadline)
+        return answer.deleted
 
     async def grant(self, ttl: int, deadline: float) -> int:
         """Grant a lease of ``ttl`` seconds; return its id."""
-        return int((await self.request(Call.GRANT, rpc_pb2.LeaseGrantRequest(TTL=ttl), deadline)).ID)
+        request = rpc_pb2.LeaseGrantRequest(TTL=ttl)
+        answer: rpc_pb2.LeaseGrantResponse = await self.request(Call.GRANT, request, deadline)
+        return answer.ID
 
     async def revoke(self, lease: int, deadline: float) -> None:
         """Revoke a lease, which deletes the keys that are bound to it. No error if it has ended already."""

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from rendezvous.etcd.v3.endpoints import Endpoints
 from rendezvous.etcd.v3.errors import EtcdError, UnavailableError
 from rendezvous.etcd.v3.messages import rpc_pb2
-from rendezvous.etcd.v3.operations import Message
 from rendezvous.etcd.v3.streams import Stream
 
 __all__ = ["KeepAlives"]
@@ -26,7 +25,7 @@ class _Renewal(NamedTuple):
     failed: Callable[[EtcdError], None]
 
 
-class KeepAlives(Stream):
+class KeepAlives(Stream[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse]):
     """The keep-alives of all leases of a client.
 
     Args:
@@ -95,10 +94,10 @@ class KeepAlives(Stream):
     def _needed(self) -> bool:
         return bool(self._pending)
 
-    def _first_messages(self) -> list[Message]:
+    def _first_messages(self) -> list[rpc_pb2.LeaseKeepAliveRequest]:
         return [rpc_pb2.LeaseKeepAliveRequest(ID=lease) for lease in self._pending]
 
-    def _received(self, answer: Message) -> None:
+    def _received(self, answer: rpc_pb2.LeaseKeepAliveResponse) -> None:
         if answer.TTL > 0:
             self._ttls[answer.ID] = answer.TTL
         else:

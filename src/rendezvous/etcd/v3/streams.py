@@ -6,18 +6,19 @@ import asyncio
 import logging
 import random
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import grpc
 import grpc.aio
 
 from rendezvous.etcd.v3.endpoints import Endpoint, Endpoints, Metadata
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import Message
 
 __all__ = ["Stream"]
 
 logger = logging.getLogger(__name__)
+_Request = TypeVar("_Request")
+_Answer = TypeVar("_Answer")
 
 # Seconds within which the user must be authenticated before a stream is opened.
 _AUTHENTICATION_TIMEOUT = 5.0
@@ -27,7 +28,7 @@ _FAILURES_BEFORE_WARNING = 5
 _WARNING_INTERVAL = 60.0
 
 
-class Stream(ABC):
+class Stream(ABC, Generic[_Request, _Answer]):
     """A stream that is opened when it is needed. If it breaks, it is opened again, on another endpoint if need be.
 
     Args:
@@ -42,7 +43,7 @@ class Stream(ABC):
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
-        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._outbox: asyncio.Queue[_Request] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
         """How often the stream broke since the last answer."""
@@ -58,11 +59,11 @@ class Stream(ABC):
         """Whether anyone needs the stream."""
 
     @abstractmethod
-    def _first_messages(self) -> list[Message]:
+    def _first_messages(self) -> list[_Request]:
         """Return what to send first on a new stream."""
 
     @abstractmethod
-    def _received(self, answer: Message) -> None:
+    def _received(self, answer: _Answer) -> None:
         """Process an answer. Raises EtcdError to give up the stream."""
 
     @abstractmethod

@@ -11,7 +11,6 @@ from rendezvous.etcd.v3.client import Watch, WatchSpec
 from rendezvous.etcd.v3.endpoints import Endpoints
 from rendezvous.etcd.v3.errors import EtcdError, RefusedError, translate_watch_cancel
 from rendezvous.etcd.v3.messages import rpc_pb2
-from rendezvous.etcd.v3.operations import Message
 from rendezvous.etcd.v3.streams import Stream
 
 __all__ = ["Watches"]
@@ -31,7 +30,7 @@ class _StreamWatch(Watch):
         self.id: int | None = None
         """Its number on the stream that is open now."""
 
-    def request(self) -> Message:
+    def request(self) -> rpc_pb2.WatchRequest:
         # Without changes, etcd reports its revision every ten minutes: so a watch that resumes need not begin with a
         # revision that was compacted long ago.
         return rpc_pb2.WatchRequest(
@@ -44,7 +43,7 @@ class _StreamWatch(Watch):
         self._watches.cancel(self)
 
 
-class Watches(Stream):
+class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
     """All watches of a client. If the stream breaks, they resume from the next revision on another one.
 
     Args:
@@ -106,12 +105,12 @@ class Watches(Stream):
     def _needed(self) -> bool:
         return bool(self._watches)
 
-    def _first_messages(self) -> list[Message]:
+    def _first_messages(self) -> list[rpc_pb2.WatchRequest]:
         self._requested = deque(self._watches)
         self._created = {}
         return [watch.request() for watch in self._requested]
 
-    def _received(self, answer: Message) -> None:
+    def _received(self, answer: rpc_pb2.WatchResponse) -> None:
         watch = self._requested.popleft() if answer.created else self._created.get(answer.watch_id)
         if answer.canceled:
             self._canceled(answer, watch)
@@ -129,7 +128,7 @@ class Watches(Stream):
                 # An error in one callback must not end the other watches.
                 logger.exception("a change under '%s' could not be processed", watch.spec.name)
 
-    def _started(self, answer: Message, watch: _StreamWatch | None) -> None:
+    def _started(self, answer: rpc_pb2.WatchResponse, watch: _StreamWatch | None) -> None:
         if watch not in self._watches or watch is None:
             self._cancel(answer.watch_id)
             return
@@ -140,7 +139,7 @@ class Watches(Stream):
         if not watch.started.done():
             watch.started.set_result(None)
 
-    def _canceled(self, answer: Message, watch: _StreamWatch | None) -> None:
+    def _canceled(self, answer: rpc_pb2.WatchResponse, watch: _StreamWatch | None) -> None:
         if watch is None or watch not in self._watches:
             return
         if answer.compact_revision:
