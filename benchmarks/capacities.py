@@ -310,7 +310,7 @@ class _Idle(Coordinator):
         self._published_at = asyncio.get_running_loop().time() + 3600  # there is nothing to publish
         self._closed = False
         for event in events:
-            self._receive([event])
+            self._nodes._receive([event])
             counts = self._table.counts(self._closed)
             rules.coordinate(counts, self._limits, None)
             await self._publish(counts)

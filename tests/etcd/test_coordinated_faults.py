@@ -115,9 +115,9 @@ class Doomed(GrpcEtcdClient):
 
 
 @pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("fatal", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("fatal", [1, 2, 3, 4])
 def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id, fatal, applied):
-    """It joins, completes, publishes the bootstrap as rank 0, reports a newcomer, and joins the next round."""
+    """It joins, completes, publishes the bootstrap as rank 0, and publishes that there is a spare."""
     endpoints = [("localhost", etcd3.get_port())]
 
     async def scenario() -> None:
@@ -136,7 +136,7 @@ def test_the_coordinator_dies_at_any_step_and_the_round_completes(etcd3, run_id,
         tasks = [asyncio.ensure_future(rounds(doomed))]
         await until(lambda: doomed.view.coordinator is not None or dead.is_set(), "the doomed node coordinates")
         tasks += [asyncio.ensure_future(rounds(node)) for node in others]
-        if fatal >= 4:
+        if fatal == 4:
             await until(lambda: all(node.view.bootstrap for node in others), "the first round")
             tasks.append(
                 asyncio.ensure_future(members(client, run_id, limits, 9, 0.5, 2)[8].join(BOUND, lambda: 29500))

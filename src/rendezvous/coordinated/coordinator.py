@@ -11,22 +11,22 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.coordinated import roster, rules
+from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord, new_id, printable
-from rendezvous.coordinated.rules import Candidate, Counts, Move
+from rendezvous.coordinated.records import Keys, Phase, RoundRecord, new_id, printable
+from rendezvous.coordinated.rules import Counts, Move
 from rendezvous.coordinated.table import Table
 from rendezvous.coordinated.view import CurrentCoordinator
 from rendezvous.coordinated.writer import ClosedError, DeposedError, OutdatedError, Writer, batches
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, Operation, delete_op, prefix_end
+from rendezvous.etcd.v3.operations import KeyValue, Operation, delete_op, prefix_end
 
 __all__ = ["Coordinator"]
 
@@ -65,11 +65,9 @@ class Coordinator:
         self._lost_record: RoundRecord | None = None
         self._writer = Writer(client, keys, fence, options.request_timeout)
         self._table = Table()
-        self._revisions: dict[int, int] = {}
-        self._read_at = 0
+        self._nodes = NodeWatch(client, keys, self._table, self._notice_nodes)
         self._changed = asyncio.Event()
         self._closed = False
-        self._stale = False
         self._previous = ""
         self._error = ""
         self._missing: list[str] = []
@@ -82,9 +80,8 @@ class Coordinator:
     async def run(self) -> None:
         """Coordinate."""
         while True:
-            watch = None
             try:
-                watch = await self._watch()
+                await self._nodes.start(self._writer.deadline())
                 await self._load()
                 await self._coordinate()
             except DeposedError:
@@ -103,8 +100,7 @@ class Coordinator:
                 logger.exception("the coordinator failed; trying again")
                 await asyncio.sleep(self._options.retry_delay)
             finally:
-                if watch is not None:
-                    watch.cancel()
+                self._nodes.stop()
 
     def close(self) -> None:
         """Record that the rendezvous is closed."""
@@ -115,41 +111,13 @@ class Coordinator:
     def notice_loss(self, revision: int) -> None:
         """Write the round record again: it was deleted or overwritten at ``revision``, or the run lease ended."""
         if self._writer.record is not None and revision > self._writer.revision:
-            self._lose_track()
+            self._nodes.lose_track()
 
-    # Reading.
-
-    async def _watch(self) -> Any:
-        self._table.clear()
-        self._revisions.clear()
-        self._read_at = 0
-        self._stale = False
-        nodes, deadline = self._keys.nodes, self._writer.deadline()
-        return await self._client.watch(nodes, prefix_end(nodes), self._receive, self._lose_track, deadline)
-
-    def _receive(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._apply(event.kv, event.type == DELETE)
+    def _notice_nodes(self) -> None:
         self._dirty = True
         self._changed.set()
 
-    def _lose_track(self) -> None:
-        self._stale = True
-        self._changed.set()
-
-    def _apply(self, kv: KeyValue, gone: bool) -> None:
-        try:
-            node_id = self._keys.node_id(kv.key)
-            if kv.mod_revision <= max(self._read_at, self._revisions.get(node_id, 0)):
-                return
-            self._revisions[node_id] = kv.mod_revision
-            if gone:
-                self._table.remove(node_id)
-            else:
-                record = NodeRecord.decode(kv.key, kv.value)
-                self._table.put(Candidate(node_id, kv.create_revision, record))
-        except RendezvousStateError as exc:
-            logger.error("a node is ignored: %s", exc)
+    # Reading.
 
     async def _load(self) -> None:
         """Read the state of the run: the round record, the roster and the nodes."""
@@ -180,14 +148,14 @@ class Coordinator:
             self._table.open(record.round)
             self._previous = record.previous
             before = await self._read_last_members(deadline)
-            await self._load_nodes(deadline)
+            await self._nodes.load(deadline)
         else:
             await self._load_complete(record, current.mod_revision, deadline)
         self._missing = [name for node_id, name in before.items() if node_id not in self._table.nodes]
 
     async def _begin(self, deadline: float) -> None:
         """Begin without a round record: the run is new, or the record is lost."""
-        await self._load_nodes(deadline)
+        await self._nodes.load(deadline)
         lost = self._lost_record
         if self._closed:
             return
@@ -254,24 +222,13 @@ class Coordinator:
                 self._client, self._keys, record.round, record.attempt, deadline, record.roster
             )
             self._table.complete(record.round, members)
-            await self._load_nodes(deadline)
+            await self._nodes.load(deadline)
         except RendezvousStateError as exc:
             logger.error("%s; the nodes form the next round", exc)
             self._error = str(exc)[:_MAX_ERROR]
-            await self._load_nodes(deadline)
+            await self._nodes.load(deadline)
             nodes = [node for node in self._table.nodes.values() if node.arrival < revision]
             self._table.complete(record.round, {node.node_id: node.record.name for node in nodes})
-
-    async def _load_nodes(self, deadline: float) -> None:
-        """Make the table what etcd has at one revision. Events up to that revision that come later are ignored."""
-        nodes, revision = await self._client.range(self._keys.nodes, prefix_end(self._keys.nodes), deadline)
-        existing = {kv.key for kv in nodes}
-        for node_id in list(self._table.nodes):
-            if self._keys.node(node_id) not in existing and self._revisions[node_id] <= revision:
-                self._table.remove(node_id)
-        for kv in nodes:
-            self._apply(kv, gone=False)
-        self._read_at = revision
 
     async def _take_over_lease(self, current: KeyValue | None, deadline: float) -> None:
         """Renew the run lease; if it does not exist, grant another one."""
@@ -286,7 +243,7 @@ class Coordinator:
 
     async def _coordinate(self) -> None:
         clock = asyncio.get_running_loop().time
-        while not self._stale:
+        while not self._nodes.stale:
             self._changed.clear()
             left = None if self._last_call_ends is None else self._last_call_ends - clock()
             counts = self._table.counts(self._closed)
