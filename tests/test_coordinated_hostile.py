@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rendezvous.api import RendezvousStateError
+from rendezvous.coordinated import member
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
@@ -490,5 +491,58 @@ def test_a_node_whose_key_is_overwritten_is_lost_until_it_joins_again():
         run.put(run.keys.node(nodes[1].node_id), b"junk")
         await until(lambda: all(node.num_nodes_waiting() for node in nodes), "the loss is seen")
         await form(nodes, 1)
+
+    simulated(scenario())
+
+
+# ctl/round.
+
+_COMPLETE = b'{"round":%s,"phase":"complete","attempt":"0123456789abcdef","first":"0123456789abcdef",%s}'
+FOREIGN_ROUNDS = {
+    "round": _COMPLETE % (b"10000000000", b'"world_size":2,"shards":1'),
+    "shards": _COMPLETE % (b"0", b'"world_size":2,"shards":0'),
+    "world_size": _COMPLETE % (b"0", b'"world_size":0,"shards":1'),
+    "waiting": _COMPLETE % (b"0", b'"world_size":2,"shards":1,"waiting":-1'),
+    "attempt": b'{"round":0,"phase":"complete","world_size":2,"shards":1}',
+    "phase": b'{"round":0,"phase":"over"}',
+    "roster": _COMPLETE % (b"0", b'"world_size":2,"shards":1,"roster":"%"'),
+    "missing[0]": b'{"round":0,"phase":"forming","missing":[7]}',
+}
+
+
+@pytest.mark.parametrize(("field", "planted"), FOREIGN_ROUNDS.items(), ids=FOREIGN_ROUNDS)
+def test_a_round_record_out_of_range_is_an_error_that_names_key_and_field_and_the_node_leaves(
+    field: str, planted: bytes
+):
+    async def scenario() -> None:
+        run = Run()
+        run.put(run.keys.round, planted)
+        for node in run.nodes(2, Limits(2, 2)):
+            with pytest.raises(RendezvousStateError) as caught:
+                await join(node)
+            assert "'/p/run/ctl/round' contains " in str(caught.value)
+            assert f"'{field}'" in str(caught.value)
+            assert node.state is State.IDLE
+        assert asyncio.get_running_loop().time() < 4
+        assert list(run.etcd.current) == [run.keys.round]  # the nodes' keys are gone, and so are their leases
+        await asyncio.sleep(1)
+        assert not [lease for lease, (ttl, _) in run.etcd.leases.items() if ttl == 3]
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, KeyError])
+def test_a_node_leaves_whatever_the_error(error: type[Exception], monkeypatch):
+    async def fail(*arguments: Any) -> None:
+        raise error("a fault of this package")
+
+    async def scenario() -> None:
+        run = Run()
+        (node,) = run.nodes(1, Limits(1, 1))
+        monkeypatch.setattr(member, "find_rank", fail)
+        with pytest.raises(error):
+            await join(node)
+        assert node.state is State.IDLE
+        assert not [key for key in run.etcd.current if key.startswith((run.keys.nodes, run.keys.coordinator))]
 
     simulated(scenario())
