@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,8 +16,8 @@ from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
 from rendezvous.etcd.v3.client import Call
 from tests.simulation.etcd import Etcd
-from tests.simulation.network import Link, Weather
-from tests.simulation.virtual import VirtualLoop
+from tests.simulation.network import Conditions, Link
+from tests.simulation.virtual import run
 
 pytestmark = pytest.mark.both_twins
 
@@ -29,13 +29,13 @@ class Run:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.etcd, self.weather, self.keys = Etcd(), Weather(latency=0.01), Keys("/p", "run")
+        self.etcd, self.conditions, self.keys = Etcd(), Conditions(latency=0.01), Keys("/p", "run")
         self.links: list[Link] = []
 
     def node(self) -> Member:
         number = len(self.links)
         rng = random.Random(number)
-        self.links.append(Link(self.etcd, self.weather, None, rng))
+        self.links.append(Link(self.etcd, self.conditions, None, rng))
         settings = Settings("run", self.limits, 1.0, 2)
         return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0), settings, rng)
 
@@ -53,17 +53,6 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.05)
     raise AssertionError("the condition did not become true")
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(scenario)
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
 
 
 @pytest.fixture
