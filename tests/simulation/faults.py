@@ -119,7 +119,12 @@ class Faults:
 
     def _leave(self, fault: Fault, seconds: float) -> None:
         if (node := self._world.running(fault.host)) is not None:
-            self._run(node, self._world.leave(node))
+            self._run(node, self._leave_and_start(node))
+
+    async def _leave_and_start(self, node: Node) -> None:
+        await self._world.leave(node)
+        if self._over:  # the connection was slow: end() still found the node
+            asyncio.get_running_loop().call_soon(self._world.start, node.host)
 
     def _rejoin(self, fault: Fault, seconds: float) -> None:
         if (node := self._world.running(fault.host)) is not None:

@@ -184,7 +184,7 @@ def _run_lease_not_renewed(patch: Patch) -> None:
 # The coordinator: reading.
 
 
-@_mutant("liveness")
+@_mutant("liveness", seeds=1000)
 def _read_before_watch(patch: Patch) -> None:
     """The coordinator reads the nodes before it watches them, and misses what happens between."""
     load = coordinator.Coordinator._load
@@ -204,7 +204,7 @@ def _read_before_watch(patch: Patch) -> None:
     patch.setattr(coordinator.Coordinator, "_load", load_and_watch)
 
 
-@_mutant("liveness")
+@_mutant("liveness", seeds=1000)
 def _coordinator_ignores_compaction(patch: Patch) -> None:
     """The coordinator does not read the nodes again when its watch has ended because of a compaction."""
     patch.setattr(coordinator.Coordinator, "_lose_track", lambda self: None)
@@ -233,7 +233,7 @@ def _lost_members_not_counted(patch: Patch) -> None:
     patch.setattr(table.Table, "counts", lambda self, closed: original(self, closed)._replace(lost=0))
 
 
-@_mutant("reason")
+@_mutant("reason", seeds=1000)
 def _lost_members_counted_as_returned(patch: Patch) -> None:
     """A lost member is counted as one that has joined again, also if the configuration says that losses are ignored."""
     original = table.Table.counts
@@ -251,7 +251,7 @@ def _spares_counted_as_waiting(patch: Patch) -> None:
     patch.setattr(rules, "_room_for_newcomers", lambda counts, limits: True)
 
 
-@_mutant("bounds")
+@_mutant("bounds", seeds=1000)
 def _last_call_not_cancelled(patch: Patch) -> None:
     """The last call goes on when there are not enough nodes any more."""
     original = rules.coordinate
@@ -356,7 +356,7 @@ def _member_ignores_compaction(patch: Patch) -> None:
     patch.setattr(member.Member, "_lose_track", lambda self: None)
 
 
-@_mutant("liveness")
+@_mutant("liveness", seeds=1000)
 def _member_does_not_read_again(patch: Patch) -> None:
     """A node watches again after a compaction, but does not read what it has missed."""
 
@@ -382,7 +382,7 @@ def _store_watched_from_a_later_revision(patch: Patch) -> None:
 # The bootstrap.
 
 
-@_mutant("monotony")
+@_mutant("monotony", seeds=1000)
 def _bootstrap_without_its_compare(patch: Patch) -> None:
     """Rank 0 of an old round replaces the bootstrap of a later round."""
     patch.setattr(bootstrap, "compare", lambda key, *target: absent(key + b"/nothing"))
@@ -399,7 +399,7 @@ def _bootstrap_of_another_round(patch: Patch) -> None:
     patch.setattr(bootstrap.BootstrapExchange, "wait", wait)
 
 
-@_mutant("liveness")
+@_mutant("liveness", seeds=1000)
 def _rank_0_lost_before_the_bootstrap(patch: Patch) -> None:
     """Nobody is told that rank 0 was lost, so members wait for its bootstrap until their join times out."""
     original = coordinator.Coordinator._record

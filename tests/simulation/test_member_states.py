@@ -103,6 +103,22 @@ def test_a_spare_stands_by_and_becomes_a_member_after_a_loss(steps):
     run(scenario())
 
 
+def test_a_node_that_waits_when_a_full_round_completes_is_told_that_it_is_a_spare():
+    async def scenario() -> None:
+        job = Run(Limits(2, 4, last_call=2.0, node_unit=2))  # the third node makes no whole unit
+        nodes = [job.node() for _ in range(3)]
+        joining = [join(node) for node in nodes]
+        await until(lambda: sum(task.done() for task in joining) == 2)
+        spare = next(node for node, task in zip(nodes, joining, strict=True) if not task.done())
+        await until(lambda: spare.state is State.STANDING_BY)
+        await asyncio.sleep(TIMEOUT)  # the join timeout does not run
+        assert spare.state is State.STANDING_BY
+        for task in joining:
+            task.cancel()
+
+    run(scenario())
+
+
 def test_a_member_whose_lease_ends_is_lost_and_joins_again(steps):
     async def scenario() -> None:
         job = Run(Limits(1, 1, last_call=0.5))
