@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo etcd test lint test-compiled test-pure test-asan test-etcds test-lowest test-netns \
-        test-pythons spec messages wheels bench bench-full clean settings
+        test-pythons spec messages transcripts mutants wheels bench bench-full clean settings
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
@@ -36,6 +36,8 @@ help:
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
 	@echo 'make spec          check the specification in spec/ with TLC (needs Java)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
+	@echo 'make transcripts   write the transcripts of the simulated scenarios again'
+	@echo 'make mutants       run the simulation with each deliberate fault, and print how many seeds it takes to notice it'
 	@echo 'make settings      write the table of configuration keys into docs/configuration.md'
 	@echo 'make wheels        sdist and wheels, into dist, each tested in an empty environment of each of PYTHONS'
 	@echo 'make bench         the benchmarks, a short set; results are written to benchmarks/out'
@@ -171,6 +173,12 @@ test-lowest:
 	cat $(LOWEST)/constraints.txt
 	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt '.[test]'
 	$(LOWEST)/bin/python -m pytest --require-all $(SIDE_BY_SIDE) $(LOWEST_TESTS)
+
+transcripts: $(VENV)/.built-dev
+	$(BIN)/python -m tests.simulation --transcripts
+
+mutants: $(VENV)/.built-dev
+	$(BIN)/python -m tests.simulation --mutants
 
 messages: $(VENV)/.built-dev
 	$(BIN)/python tools/make_messages.py

@@ -1,4 +1,4 @@
-"""Run the simulation: `python -m tests.simulation --seeds 0:2000`, or `--replay 42` for a transcript."""
+"""Runs the simulation of the coordinated rendezvous."""
 
 from __future__ import annotations
 
@@ -6,32 +6,68 @@ import argparse
 import sys
 import time
 
-from tests.simulation.world import Violation, simulate
+from tests.simulation import mutants, scenarios
+from tests.simulation.invariants import Violation
+from tests.simulation.run import simulate, violations
+
+
+def _seeds(text: str) -> range:
+    first, _, end = text.partition(":")
+    return range(int(first), int(end))
+
+
+def _replay(seed: int) -> int:
+    transcript: list[str] = []
+    failed = 0
+    try:
+        simulate(seed, transcript)
+    except Violation as exc:
+        transcript.append(str(exc))
+        failed = 1
+    print("\n".join(transcript))
+    return failed
+
+
+def _run_seeds(seeds: range, jobs: int | None) -> int:
+    start, failed = time.monotonic(), 0
+    for text in violations(seeds, jobs):
+        failed += 1
+        print(text, flush=True)
+    seconds = time.monotonic() - start
+    print(f"{len(seeds)} seeds, {failed} violations, {seconds:.1f} s, {len(seeds) / seconds:.0f} seeds a second")
+    return 1 if failed else 0
+
+
+def _run_mutants(jobs: int | None) -> int:
+    unnoticed = 0
+    for mutant, seeds in mutants.run_all(jobs):
+        unnoticed += seeds is None
+        result = "NOT NOTICED" if seeds is None else f"{seeds:3} seeds"
+        print(f"{result:>11} of {mutant.seeds:3}  {mutant.invariant:<16}  {mutant.name}", flush=True)
+    print(f"{len(mutants.MUTANTS)} mutants, {unnoticed} not noticed")
+    return 1 if unnoticed else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.simulation")
-    parser.add_argument("--seeds", default="0:2000", metavar="FIRST:LAST", help="which (default 0:2000)")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and print what happens")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--seeds", type=_seeds, default=range(2000), metavar="A:B", help="run the seeds A to B-1 (default 0:2000)"
+    )
+    what.add_argument("--replay", type=int, metavar="SEED", help="run one seed and print its transcript")
+    what.add_argument("--mutants", action="store_true", help="run each mutant until a seed notices it")
+    what.add_argument("--transcripts", action="store_true", help="write the transcripts of the scenarios again")
+    parser.add_argument("--jobs", type=int, metavar="N", help="number of processes (default: one for each core)")
     options = parser.parse_args()
     if options.replay is not None:
-        transcript: list[str] = []
-        try:
-            simulate(options.replay, transcript)
-        except Violation as exc:
-            transcript.append(str(exc))
-        print("\n".join(transcript))
+        return _replay(options.replay)
+    if options.mutants:
+        return _run_mutants(options.jobs)
+    if options.transcripts:
+        scenarios.regenerate()
         return 0
-    first, _, last = options.seeds.partition(":")
-    failed, start = 0, time.monotonic()
-    for seed in range(int(first), int(last)):
-        try:
-            simulate(seed)
-        except Violation as exc:
-            failed += 1
-            print(exc, flush=True)
-    print(f"{int(last) - int(first)} seeds, {failed} violations, {time.monotonic() - start:.1f} s")
-    return 1 if failed else 0
+    return _run_seeds(options.seeds, options.jobs)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

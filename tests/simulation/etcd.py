@@ -1,6 +1,6 @@
 """A simulated etcd: revisions, history, transactions, leases, watches and compaction, on the loop's clock.
 
-It does what etcd documents for its v3 API, for the requests that the protocol makes.
+It implements what etcd documents for its v3 API, for the requests that the protocol sends.
 """
 
 from __future__ import annotations
@@ -18,33 +18,41 @@ from rendezvous.etcd.v3.messages import rpc_pb2
 Message = Any
 
 
-def _within(key: bytes, start: bytes, end: bytes) -> bool:
+def within(key: bytes, start: bytes, end: bytes) -> bool:
     if not end:
         return key == start
     return start <= key and (end == b"\0" or key < end)
 
 
 class Etcd:
-    """One cluster that never disagrees with itself.
+    """One cluster. Its answers are linearizable.
 
     Args:
-        watch_out: called with the writer and the keys after each request that changed something.
+        on_write: called after each request that changed something, and after each lease that ended with its keys: with
+            the writer (None if a lease ended) and the keys.
+
+    Attributes:
+        revision: the current revision.
+        compacted: the oldest revision that can be read.
+        current: the keys that exist.
+        events: all changes, each with its revision.
+        leases: the time to live of each lease, and the timer that ends it.
     """
 
-    def __init__(self, watch_out: Callable[[Any, list[bytes]], None] = lambda writer, keys: None) -> None:
+    def __init__(self, on_write: Callable[[Any, list[bytes]], None] = lambda writer, keys: None) -> None:
         self.revision = 1
         self.compacted = 0
         self.current: dict[bytes, Any] = {}
         self.events: list[tuple[int, Any]] = []
         self.leases: dict[int, tuple[int, asyncio.TimerHandle]] = {}
-        # What makes large worlds fast: all keys that ever were, in order; the versions of each, where None is its
-        # deletion; and the keys that hang on each lease.
+        # Indexes, for runs with many nodes: all keys that ever existed, in order; the versions of each, with None for a
+        # deletion; and the keys that are bound to each lease.
         self._keys: list[bytes] = []
         self._versions: dict[bytes, list[tuple[int, Any]]] = {}
-        self._hanging: defaultdict[int, set[bytes]] = defaultdict(set)
+        self._bound: defaultdict[int, set[bytes]] = defaultdict(set)
         self._last_lease = 7_587_880_000_000_000_000
         self._changed: set[asyncio.Future[None]] = set()
-        self._watch_out = watch_out
+        self._on_write = on_write
 
     # Requests.
 
@@ -71,7 +79,7 @@ class Etcd:
     def _settle(self, before: int, writer: Any) -> None:
         if self.events and self.events[-1][0] > before:
             self.revision = self.events[-1][0]
-            self._watch_out(writer, [event.kv.key for revision, event in self.events_since(before + 1)])
+            self._on_write(writer, [event.kv.key for revision, event in self.events_since(before + 1)])
             waiting, self._changed = self._changed, set()
             for future in sorted(waiting, key=lambda f: f.number):  # type: ignore[attr-defined]
                 if not future.done():
@@ -88,32 +96,32 @@ class Etcd:
         return rpc_pb2.RangeResponse(kvs=found[: request.limit or None], more=more, count=len(found))
 
     def _between(self, start: bytes, end: bytes) -> Iterator[bytes]:
-        """Return the keys that ever were in a range, in order."""
+        """Return all keys of a range that ever existed, in order."""
         if not end:
             return iter((start,))
         stop = len(self._keys) if end == b"\0" else bisect_left(self._keys, end)
         return iter(self._keys[bisect_left(self._keys, start) : stop])
 
     def _at(self, key: bytes, revision: int) -> Any:
-        """Return what stood under a key at a revision, or None."""
+        """Return the key and its value at a revision, or None."""
         versions = self._versions.get(key, ())
         index = bisect_right(versions, revision, key=lambda version: version[0])
         return versions[index - 1][1] if index else None
 
     def _record(self, key: bytes, revision: int, kv: Any, kind: Any) -> None:
-        """Take note of a change."""
+        """Record a change of a key."""
         if key not in self._versions:
             self._versions[key] = []
             insort(self._keys, key)
         before = self.current.pop(key, None)
         if before is not None and before.lease:
-            self._hanging[before.lease].discard(key)
-        there = kind == rpc_pb2.Event.PUT
-        if there:
+            self._bound[before.lease].discard(key)
+        exists = kind == rpc_pb2.Event.PUT
+        if exists:
             self.current[key] = kv
             if kv.lease:
-                self._hanging[kv.lease].add(key)
-        self._versions[key].append((revision, kv if there else None))
+                self._bound[kv.lease].add(key)
+        self._versions[key].append((revision, kv if exists else None))
         self.events.append((revision, rpc_pb2.Event(type=kind, kv=kv)))
 
     def _put(self, request: Message, revision: int) -> Message:
@@ -142,7 +150,7 @@ class Etcd:
         for branch in (request.success, request.failure):
             puts = [op.request_put.key for op in branch if op.HasField("request_put")]
             deletes = [op.request_delete_range for op in branch if op.HasField("request_delete_range")]
-            clash = any(_within(key, each.key, each.range_end) for key in puts for each in deletes)
+            clash = any(within(key, each.key, each.range_end) for key in puts for each in deletes)
             if clash or len(set(puts)) != len(puts):
                 raise EtcdError("etcdserver: duplicate key given in txn request")
 
@@ -195,7 +203,7 @@ class Etcd:
 
     def _end(self, lease: int) -> None:
         self.leases.pop(lease)[1].cancel()
-        for key in sorted(self._hanging.pop(lease, ())):
+        for key in sorted(self._bound.pop(lease, ())):
             self._delete(key, b"", self.revision + 1)
 
     def _revoke(self, lease: int) -> Message:
@@ -205,31 +213,31 @@ class Etcd:
         return rpc_pb2.LeaseRevokeResponse()
 
     def keep_alive(self, lease: int) -> bool:
-        """Renew a lease; return whether there is one."""
+        """Renew a lease; return whether it exists."""
         if lease in self.leases:
             self._arm(lease, self.leases[lease][0])
         return lease in self.leases
 
     def change_leader(self) -> None:
-        """Give all leases their full time again, as a new leader does."""
+        """Restart the time to live of all leases, as a newly elected leader of etcd does."""
         for lease, (ttl, _) in list(self.leases.items()):
             self._arm(lease, ttl)
 
     # History.
 
     def compact(self, revision: int) -> None:
-        """Forget what was before ``revision``."""
+        """Discard the history before ``revision``."""
         self.compacted = max(self.compacted, revision)
 
     def events_since(self, revision: int) -> list[tuple[int, Any]]:
-        """Return the changes from ``revision`` on, each with its revision."""
+        """Return the changes since ``revision``, including it, each with its revision."""
         at = len(self.events)
         while at > 0 and self.events[at - 1][0] >= revision:
             at -= 1
         return self.events[at:]
 
     async def change(self, number: int) -> None:
-        """Wait for the next change; ``number`` orders those who wait."""
+        """Wait for the next change; all that wait are resumed in the order of ``number``."""
         future = asyncio.get_running_loop().create_future()
         future.number = number  # type: ignore[attr-defined]
         self._changed.add(future)

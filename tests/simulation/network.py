@@ -1,4 +1,4 @@
-"""The way between a node and the simulated etcd, with all that can happen on it."""
+"""The connection between a node and the simulated etcd, and what can go wrong on it."""
 
 from __future__ import annotations
 
@@ -12,54 +12,64 @@ from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.errors import BusyError, EtcdError, UnavailableError
 from rendezvous.etcd.v3.operations import Message
-from tests.simulation.etcd import Etcd, _within
+from tests.simulation.etcd import Etcd, within
 
-LATEST = 30.0
-"""Seconds after which a late request is applied, at most."""
+Hook = Callable[[str, Call, Message], None]
 
 
 @dataclass
-class Weather:
-    """What the network and etcd do to all nodes at the moment.
+class Conditions:
+    """The present state of the network and of etcd, the same for all nodes.
 
     Attributes:
-        outage: etcd has no leader.
-        storm: the part of requests that etcd refuses as too many.
-        loss: the part of requests that do not arrive.
-        amnesia: the part of requests that are applied and not answered.
-        late: the part of requests that are not answered and that etcd applies at any later time.
-        repeats: the part of watch deliveries that come twice.
-        latency: seconds, at most, of each way.
+        no_leader: etcd has no leader and refuses all requests.
+        overload: the fraction of requests that etcd refuses because there are too many.
+        lost_requests: the fraction of requests that do not arrive.
+        lost_answers: the fraction of requests that are applied and not answered.
+        repeated_events: the fraction of watch events that are delivered twice.
+        latency: the maximum time in seconds of each way.
     """
 
-    outage: bool = False
-    storm: float = 0.0
-    loss: float = 0.0
-    amnesia: float = 0.0
-    late: float = 0.0
-    repeats: float = 0.0
+    no_leader: bool = False
+    overload: float = 0.0
+    lost_requests: float = 0.0
+    lost_answers: float = 0.0
+    repeated_events: float = 0.0
     latency: float = 0.005
+
+    def recover(self) -> None:
+        """End all faults."""
+        self.no_leader = False
+        self.overload = self.lost_requests = self.lost_answers = self.repeated_events = 0.0
+        self.latency = min(self.latency, 0.02)
 
 
 class Link(EtcdClient):
-    """One process's client.
+    """The client of one process.
+
+    Args:
+        etcd: the cluster.
+        conditions: the state of the network.
+        owner: what etcd reports as the writer.
+        rng: draws latencies and losses.
 
     Attributes:
-        cut: nothing gets through.
-        slowness: how many times slower than others'.
-        hook: called before and after each request is applied; it may cut or kill.
+        cut: whether nothing gets through.
+        dead: whether the process has ended: it sends nothing and receives nothing.
+        slowness: the factor by which its latency is greater.
+        hook: called with "before" or "after", the method and the message when etcd applies a request.
     """
 
-    def __init__(self, etcd: Etcd, weather: Weather, owner: Any, rng: random.Random) -> None:
+    def __init__(self, etcd: Etcd, conditions: Conditions, owner: Any, rng: random.Random) -> None:
         super().__init__(rng)
         self._etcd = etcd
-        self._weather = weather
+        self._conditions = conditions
         self._owner = owner
         self._rng = rng
         self.cut = False
         self.dead = False
         self.slowness = 1.0
-        self.hook: Callable[[str, Call, Message], None] = lambda stage, call, request: None
+        self.hook: Hook = lambda stage, call, request: None
 
     async def close(self) -> None:
         self.dead = True
@@ -69,7 +79,7 @@ class Link(EtcdClient):
         return "etcd"
 
     async def pause(self) -> None:
-        await asyncio.sleep(self._rng.uniform(0.0005, self._weather.latency) * self.slowness)
+        await asyncio.sleep(self._rng.uniform(0.0005, self._conditions.latency) * self.slowness)
 
     async def _attempt(self, call: Call, request: Message, timeout: float, deadline: float) -> Message:
         def apply() -> Message:
@@ -80,19 +90,7 @@ class Link(EtcdClient):
             self.hook("after", call, request)
             return answer
 
-        if self._weather.late and self._rng.random() < self._weather.late:
-            await self.pause()
-            asyncio.get_running_loop().call_later(self._rng.uniform(0, LATEST), self._apply_late, call, request)
-            await asyncio.sleep(min(timeout, self._rng.uniform(0, 1.0)))
-            raise UnavailableError("the connection broke")
         return await self._exchange(apply, timeout)
-
-    def _apply_late(self, call: Call, request: Message) -> None:
-        """Apply a request that its sender has given up, although it may have sent others since, or have died."""
-        try:
-            self._etcd.handle(call, request, self._owner)
-        except EtcdError:
-            pass  # nobody waits for the answer
 
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
         async def renew() -> None:
@@ -104,31 +102,36 @@ class Link(EtcdClient):
         asyncio.get_running_loop().create_task(renew())
 
     async def _exchange(self, apply: Callable[[], Message], timeout: float) -> Message:
-        """Send a request and bring back its answer, or what becomes of them on the way."""
+        """Send a request and return its answer; either of them may be lost."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         await self.pause()
         if self.dead:
             raise asyncio.CancelledError
-        if self.cut or self._rng.random() < self._weather.loss:
-            await asyncio.sleep(max(0.0, ends - loop.time()) if self.cut else 0.1)
+        if self.cut or self._rng.random() < self._conditions.lost_requests:
+            await asyncio.sleep(self._until_noticed(ends) if self.cut else 0.1)
             raise UnavailableError("unavailable")
-        if self._weather.outage:
+        if self._conditions.no_leader:
             raise UnavailableError("etcdserver: no leader")
-        if self._rng.random() < self._weather.storm:
+        if self._rng.random() < self._conditions.overload:
             raise BusyError("etcdserver: too many requests")
         answer = apply()
-        if self._rng.random() < self._weather.amnesia:
+        if self._rng.random() < self._conditions.lost_answers:
             raise UnavailableError("the connection broke")
         await self.pause()
         if self.cut:
-            await asyncio.sleep(max(0.0, ends - loop.time()))
+            await asyncio.sleep(self._until_noticed(ends))
             raise UnavailableError("deadline exceeded")
         return answer
 
+    def _until_noticed(self, ends: float) -> float:
+        """Return the seconds until the client notices a cut: its request times out, or a ping is not answered."""
+        left = ends - asyncio.get_running_loop().time()
+        return max(0.0, min(left, self.options.ping_interval + self.options.ping_timeout))
+
     async def _watch(self, spec: WatchSpec, deadline: float) -> Watch:
         loop = asyncio.get_running_loop()
-        while self.cut or self._weather.outage:
+        while self.cut or self._conditions.no_leader:
             if loop.time() > deadline:
                 raise RendezvousConnectionError(f"etcd did not start to watch '{spec.name}' in time")
             await asyncio.sleep(0.2)
@@ -157,7 +160,7 @@ class _LinkWatch(Watch):
     async def run(self) -> None:
         link, etcd, last = self._link, self._link._etcd, []
         while True:
-            while link.cut or link._weather.outage:
+            while link.cut or link._conditions.no_leader:
                 await asyncio.sleep(0.1)
             if self._next < etcd.compacted:
                 self._spec.lost()
@@ -168,12 +171,12 @@ class _LinkWatch(Watch):
                 await link.pause()
                 continue
             self._next = etcd.revision + 1
-            batch = [event for event in batch if _within(event.kv.key, self._spec.key, self._spec.end)]
+            batch = [event for event in batch if within(event.kv.key, self._spec.key, self._spec.end)]
             if batch:
                 await link.pause()
                 while link.cut:
                     await asyncio.sleep(0.1)
-                if last and link._rng.random() < link._weather.repeats:
+                if last and link._rng.random() < link._conditions.repeated_events:
                     self._spec.receive(last)
                 self._spec.receive(batch)
                 last = batch

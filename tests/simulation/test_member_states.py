@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,8 +16,8 @@ from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
 from rendezvous.etcd.v3.client import Call
 from tests.simulation.etcd import Etcd
-from tests.simulation.network import Link, Weather
-from tests.simulation.virtual import VirtualLoop
+from tests.simulation.network import Conditions, Link
+from tests.simulation.virtual import run
 
 pytestmark = pytest.mark.both_twins
 
@@ -29,13 +29,13 @@ class Run:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.etcd, self.weather, self.keys = Etcd(), Weather(latency=0.01), Keys("/p", "run")
+        self.etcd, self.conditions, self.keys = Etcd(), Conditions(latency=0.01), Keys("/p", "run")
         self.links: list[Link] = []
 
     def node(self) -> Member:
         number = len(self.links)
         rng = random.Random(number)
-        self.links.append(Link(self.etcd, self.weather, None, rng))
+        self.links.append(Link(self.etcd, self.conditions, None, rng))
         settings = Settings("run", self.limits, 1.0, 2)
         return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0), settings, rng)
 
@@ -53,17 +53,6 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.05)
     raise AssertionError("the condition did not become true")
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(scenario)
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
 
 
 @pytest.fixture
@@ -110,6 +99,22 @@ def test_a_spare_stands_by_and_becomes_a_member_after_a_loss(steps):
         await joining
         assert states_of(spare, steps)[:3] == [State.ENTERING, State.WAITING, State.STANDING_BY]
         assert states_of(spare, steps)[-2:] == [State.MEETING, State.IN_ROUND]
+
+    run(scenario())
+
+
+def test_a_node_that_waits_when_a_full_round_completes_is_told_that_it_is_a_spare():
+    async def scenario() -> None:
+        job = Run(Limits(2, 4, last_call=2.0, node_unit=2))  # the third node makes no whole unit
+        nodes = [job.node() for _ in range(3)]
+        joining = [join(node) for node in nodes]
+        await until(lambda: sum(task.done() for task in joining) == 2)
+        spare = next(node for node, task in zip(nodes, joining, strict=True) if not task.done())
+        await until(lambda: spare.state is State.STANDING_BY)
+        await asyncio.sleep(TIMEOUT)  # the join timeout does not run
+        assert spare.state is State.STANDING_BY
+        for task in joining:
+            task.cancel()
 
     run(scenario())
 

@@ -1,24 +1,27 @@
-"""An event loop whose clock jumps to the next timer, so that hours pass in milliseconds and always the same way."""
+"""An event loop with a virtual clock: the clock jumps to the next timer, so hours pass in milliseconds.
+
+A run on this loop depends on nothing outside it, so it repeats exactly.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from heapq import heappop, heappush
 from typing import Any
 
 
 class Deadlock(AssertionError):
-    """Everybody waits for something that cannot come."""
+    """All tasks wait, and no timer is set."""
 
 
 class Livelock(AssertionError):
-    """Somebody is busy for ever, and time stands still."""
+    """Tasks run without end while the clock does not move."""
 
 
-_MOST_STEPS = 100_000
+_MAX_STEPS = 100_000
 
 
 class _Selector(selectors.DefaultSelector):
@@ -27,20 +30,20 @@ class _Selector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
-            raise Deadlock(f"at {self.loop.time():.3f} s nothing is left that could happen")
+            raise Deadlock(f"at {self.loop.time():.3f} s all tasks wait and no timer is set")
         self.steps = 0 if timeout > 1e-6 else self.steps + 1
-        if self.steps > _MOST_STEPS:
+        if self.steps > _MAX_STEPS:
             self.steps = 0
-            raise Livelock(f"at {self.loop.time():.3f} s there is no end to what happens")
+            raise Livelock(f"at {self.loop.time():.3f} s the tasks have run {_MAX_STEPS} steps and the clock stands")
         self.loop.now += timeout
         return []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Runs what only sleeps and waits for futures; threads and sockets have no place in it.
+    """Runs tasks that only sleep and wait for futures. Threads and sockets do not work.
 
     Attributes:
-        thread_time: seconds that what is to run in a thread takes.
+        thread_time: seconds that a function takes which would run in a thread.
     """
 
     thread_time = 0.05
@@ -60,19 +63,31 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return future
 
 
+def run(coroutine: Coroutine[Any, Any, None], loop: VirtualLoop | None = None) -> None:
+    """Run a coroutine on a virtual loop; then cancel all tasks that are left, and close the loop."""
+    loop = loop or VirtualLoop()
+    try:
+        loop.run_until_complete(coroutine)
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+
+
 class _Agenda(selectors.DefaultSelector):
     loop: LargeLoop
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout != 0:
-            self.loop.go_on()
+            self.loop.advance()
         return []
 
 
 class LargeLoop(VirtualLoop):
-    """A virtual loop for millions of timers: they wait in a heap of tuples, and need no handle where nobody cancels.
+    """A virtual loop for millions of timers: they are tuples in a heap, and those that nobody cancels have no handle.
 
-    It does not look for livelocks. Of timers for the same moment the one that was set first comes first.
+    It does not detect livelocks. Timers for the same moment run in the order in which they were set.
     """
 
     def __init__(self) -> None:
@@ -84,7 +99,7 @@ class LargeLoop(VirtualLoop):
         self._selector.loop = self
 
     def later(self, seconds: float, callback: Callable[..., object], *arguments: Any) -> None:
-        """Do as ``call_later``, where nobody cancels; the callback must not raise."""
+        """Do as ``call_later``, for a timer that nobody cancels; the callback must not raise."""
         heappush(self._agenda, (self.now + seconds, next(self._numbers), None, callback, arguments))
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
@@ -95,12 +110,12 @@ class LargeLoop(VirtualLoop):
         heappush(self._agenda, (when, next(self._numbers), handle, None, ()))
         return handle
 
-    def go_on(self) -> None:
-        """Let time pass until there is something to run."""
+    def advance(self) -> None:
+        """Move the clock to the next timer until there is something to run."""
         agenda = self._agenda
         while not self._ready:
             if not agenda:
-                raise Deadlock(f"at {self.now:.3f} s nothing is left that could happen")
+                raise Deadlock(f"at {self.now:.3f} s all tasks wait and no timer is set")
             when, _, handle, callback, arguments = heappop(agenda)
             if handle is None:
                 self.now = max(self.now, when)

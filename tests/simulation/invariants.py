@@ -1,0 +1,270 @@
+"""The invariants of the protocol: some are checked after each write, some when a join returns, some at the end.
+
+agreement         All members that return from round r have the same world size; their ranks are distinct, 0 to n-1.
+                  When a round completes, etcd holds its whole roster and no other shard of it.
+exclusivity       Round r+1 completes only after every member of round r has left it, or its lease has ended.
+bounds            min_nodes <= world size <= max_nodes, and a multiple of node_unit. A last call has enough nodes.
+monotony          Round numbers only grow, also those of the bootstraps.
+closed is final   After the rendezvous is closed, no round completes.
+fencing           Only the current coordinator writes rosters and round records.
+meeting point     A round has one bootstrap, and it names rank 0.
+preference        A member of the last round is not replaced by another node.
+reason            Members are asked to form the next round only if a node was lost, has returned, or is new.
+store             The revision from which a member watches the store of a round is not later than its first use.
+liveness          Without faults, a join returns soon if enough nodes run. Once the faults have ended, every node is
+                  soon in a complete round, or is a spare; then nothing changes any more. The records of the round
+                  still exist, and no node relies on a lease that has ended.
+no error is lost  No task ends with an exception that nobody receives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rendezvous._core import Roster
+from rendezvous.api import RendezvousError
+from rendezvous.coordinated import rules
+from rendezvous.coordinated.lifecycle import State
+from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, RoundRecord
+from rendezvous.coordinated.rules import Assignment, Limits
+from tests.simulation.etcd import Etcd
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Node
+
+__all__ = ["Invariants", "Violation"]
+
+
+_JOIN_TIME = 25.0
+"""Seconds within which a join must return if no fault happens: a lease may have to end before, and a last call."""
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Invariants:
+    """Checks the invariants of one run.
+
+    Args:
+        keys: the keys of the run.
+        limits: the configuration of the rules.
+        etcd: the cluster.
+        nodes: all nodes that have started.
+        report: called with the text of the first violation.
+
+    Attributes:
+        record: the newest round record.
+        closed_at: the revision at which the rendezvous was closed; None if it is not.
+        returned: what the members got from each round: by the number of the round and the name of the node.
+        faults_until: the time at which the last fault ended or will end.
+        violation: the first violation; None if there is none.
+    """
+
+    def __init__(
+        self, keys: Keys, limits: Limits, etcd: Etcd, nodes: list[Node], report: Callable[[str], None]
+    ) -> None:
+        self._keys = keys
+        self._limits = limits
+        self._etcd = etcd
+        self._nodes = nodes
+        self._report = report
+        self._rosters: dict[int, list[int]] = {}
+        self._first_use: dict[int, int] = {}  # the revision of etcd when the first member of a round returned
+        self._bootstrap: Bootstrap | None = None
+        self._may_reform = False
+        self.record: RoundRecord | None = None
+        self.closed_at: int | None = None
+        self.returned: dict[int, dict[str, Assignment]] = {}
+        self.faults_until = 0.0
+        self.violation: Violation | None = None
+
+    def fail(self, invariant: str, text: str) -> None:
+        """Record a violation. It is raised later: here, it would be raised into the protocol."""
+        if self.violation is None:
+            self.violation = Violation(f"{invariant}: {text}")
+            self._report(f"violation of an invariant: {invariant}: {text}")
+
+    def members(self, number: int) -> list[int]:
+        """Return the node ids of the members of a round in the order of their ranks; empty if it is not complete."""
+        return self._rosters.get(number, [])
+
+    # When a join returns.
+
+    def check_return(self, node: Node, place: Assignment, bootstrap: Bootstrap) -> None:
+        """Check what a join returned."""
+        others = self.returned.setdefault(place.round, {})
+        if node.name in others:
+            self.fail("monotony", f"{node.name} returned twice from round {place.round}")
+        for other, theirs in others.items():
+            if theirs.world_size != place.world_size or theirs.rank == place.rank:
+                self.fail("agreement", f"{node.name} has {place}, {other} has {theirs}")
+        if not 0 <= place.rank < place.world_size:
+            self.fail("agreement", f"{node.name} has {place}")
+        if any(node.name in members for number, members in self.returned.items() if number > place.round):
+            self.fail("monotony", f"{node.name} returned from round {place.round} after a later one")
+        others[node.name] = place
+        first_use = self._first_use.setdefault(place.round, self._etcd.revision)
+        over = self._bootstrap is not None and self._bootstrap.round > place.round  # then it may be unknown
+        if not (0 < place.since <= first_use or (place.since == 0 and over)):
+            self.fail("store", f"{node.name} watches since {place.since}, the store is in use since {first_use}")
+        host = bootstrap.addr.removeprefix("node-")
+        if bootstrap.round != place.round or bootstrap.port != 29500 + int(host):
+            self.fail("meeting point", f"{node.name} in round {place.round} received {bootstrap}")
+
+    # After each write.
+
+    def check_write(self, writer: Node | None, changed: list[bytes]) -> None:
+        """Check a write to etcd. ``writer`` is None if a lease ended."""
+        keys, current = self._keys, self._etcd.current
+        if any(key.startswith((keys.round, keys.root + b"roster/")) for key in changed):
+            leader = current.get(keys.coordinator)
+            if writer is not None and (leader is None or leader.lease != writer.member.node_id):
+                self.fail("fencing", f"{writer.name} wrote {changed[0].decode()} and is not the coordinator")
+        if keys.closed in changed and self.closed_at is None and keys.closed in current:
+            self.closed_at = self._etcd.revision
+        for key in changed:
+            if key.startswith(keys.nodes):
+                self._may_reform |= self._is_reason(key)
+        if keys.round in changed and keys.round in current:
+            self._check_record(RoundRecord.decode(keys.round, current[keys.round].value))
+        if keys.bootstrap in changed and keys.bootstrap in current:
+            self._check_bootstrap(Bootstrap.decode(keys.bootstrap, current[keys.bootstrap].value))
+
+    def _is_reason(self, key: bytes) -> bool:
+        """Return whether a node's key, as it is now, may be a reason to form the next round."""
+        record, node_id = self.record, self._keys.node_id(key)
+        if record is None or not record.complete:
+            return False
+        kv = self._etcd.current.get(key)
+        if node_id not in self.members(record.round):
+            return kv is not None
+        if kv is None:
+            return self._limits.reform_on_loss
+        return NodeRecord.decode(key, kv.value).last_round >= record.round
+
+    def _check_bootstrap(self, bootstrap: Bootstrap) -> None:
+        before, self._bootstrap = self._bootstrap, bootstrap
+        if before is None:
+            return
+        if bootstrap.round < before.round:
+            self.fail("monotony", f"{before} was replaced by {bootstrap}")
+        if bootstrap.round == before.round and bootstrap != before:
+            self.fail("meeting point", f"{before} was replaced by {bootstrap}")
+
+    def _check_record(self, record: RoundRecord) -> None:
+        before, self.record = self.record, record
+        if before is not None and (record.round, record.complete) < (before.round, before.complete):
+            self.fail(
+                "monotony", f"round {before.round} ({before.phase.value}) became {record.round} ({record.phase.value})"
+            )
+        if record.phase.value == "last call" and not rules.usable(record.joined, self._limits):
+            self.fail("bounds", f"round {record.round} has a last call with {record.joined} nodes")
+        if not record.complete:
+            return
+        if before is None or not before.complete or before.round != record.round:
+            self._check_completion(record)
+        if record.waiting and not self._may_reform:
+            self.fail("reason", f"round {record.round} is to end for {record.waiting} nodes, and there is no reason")
+
+    def _check_completion(self, record: RoundRecord) -> None:
+        number, size, limits = record.round, record.world_size, self._limits
+        if self.closed_at is not None:
+            self.fail("closed is final", f"round {number} completed after the rendezvous was closed")
+        if not limits.min_nodes <= size <= limits.max_nodes or size % limits.node_unit:
+            self.fail("bounds", f"round {number} has {size} nodes")
+        self._check_exclusivity(number)
+        prefix = self._keys.of_round("roster", number)
+        shards = {key: kv.value for key, kv in self._etcd.current.items() if key.startswith(prefix)}
+        if sorted(shards) != [self._keys.shard(number, shard) for shard in range(record.shards)]:
+            self.fail("agreement", f"round {number} has {record.shards} shards, but etcd has {sorted(shards)}")
+            return
+        try:
+            members = Roster.decode([shards[key] for key in sorted(shards)]).nodes()
+        except RendezvousError as exc:
+            self.fail("agreement", f"round {number} is complete and its roster cannot be read: {exc!r}")
+            return
+        if len(members) != size:
+            self.fail("agreement", f"the roster of round {number} has {len(members)} nodes, not {size}")
+        self._check_preference(number, members)
+        self._rosters[number] = members
+        self._may_reform = any(self._is_reason(key) for key in [*map(self._keys.node, members), *self._node_keys()])
+
+    def _node_keys(self) -> list[bytes]:
+        return [key for key in self._etcd.current if key.startswith(self._keys.nodes)]
+
+    def _last_round(self, node_id: int) -> int | None:
+        """Return the last round that a node has left, as its key says; None if it has no key."""
+        kv = self._etcd.current.get(self._keys.node(node_id))
+        return None if kv is None else NodeRecord.decode(kv.key, kv.value).last_round
+
+    def _check_exclusivity(self, number: int) -> None:
+        for node_id in self.members(number - 1):
+            last_round = self._last_round(node_id)
+            if last_round is not None and last_round < number - 1:
+                self.fail("exclusivity", f"round {number} completed while node {node_id:x} is in round {number - 1}")
+        for node in self._nodes:  # whatever their keys say
+            place = node.place
+            if node.alive and place is not None and place.round < number and node.lease in self._etcd.leases:
+                self.fail("exclusivity", f"round {number} completed while {node.name} is in round {place.round}")
+
+    def _check_preference(self, number: int, members: list[int]) -> None:
+        last = self.members(number - 1)
+        returned = [node_id for node_id in last if self._last_round(node_id) == number - 1]
+        left_out = [node_id for node_id in returned if node_id not in members]
+        others = [node_id for node_id in members if self._last_round(node_id) != number - 1]
+        others = [node_id for node_id in others if self._last_round(node_id) is not None]
+        if left_out and others:
+            self.fail("preference", f"round {number} has node {others[0]:x} instead of the member {left_out[0]:x}")
+
+    # As time passes.
+
+    def check_joins(self, now: float) -> None:
+        """Check that no join takes long if nothing has gone wrong during it."""
+        live = [node for node in self._nodes if node.alive and not node.ended]
+        if self.closed_at is not None or len(live) < rules.least(self._limits):
+            self.faults_until = max(self.faults_until, now)
+        for node in live:
+            if node.joins_since is None:
+                continue
+            if node.member.state is State.STANDING_BY:
+                node.joins_since = now
+            elif now - max(node.joins_since, self.faults_until) > _JOIN_TIME:
+                self.fail("liveness", f"{node.name} does not get into a round and is {node.member.state.value}")
+
+    # At the end.
+
+    def check_leases(self) -> None:
+        """Check that no node relies on a lease that has ended."""
+        for node in self._nodes:
+            lease = node.member.node_id
+            if node.alive and lease is not None and lease not in self._etcd.leases:
+                self.fail("liveness", f"{node.name} does not know that its lease has ended")
+
+    def check_liveness(self) -> None:
+        """Check that every node is where it must be when nothing has gone wrong for a while."""
+        live = [node for node in self._nodes if node.alive and not node.ended]
+        if self.closed_at is not None:
+            hanging = [node.name for node in live if node.place is None]
+            if hanging:
+                self.fail("liveness", f"{hanging} still wait though the rendezvous is closed")
+            return
+        record, limits = self.record, self._limits
+        if record is None or not record.complete:
+            self.fail("liveness", f"no round is complete: {record}")
+            return
+        if self._keys.round not in self._etcd.current:
+            self.fail("liveness", f"the record of round {record.round} does not exist any more")
+        inside = [node for node in live if node.place is not None and node.place.round == record.round]
+        if not limits.reform_on_loss and any(node.member.node_id is None for node in inside):
+            return  # as configured, the members stay in the round though a member has lost its lease
+        size = rules.usable(len(live), limits)
+        if len(inside) != record.world_size and limits.reform_on_loss:
+            self.fail("liveness", f"{len(inside)} of the {record.world_size} members of round {record.round} are left")
+        if len(inside) < min(size, record.world_size) or (limits.upscale and len(inside) != size):
+            self.fail("liveness", f"{len(inside)} of {len(live)} nodes are in round {record.round}, not {size}")
+        if record.waiting:
+            self.fail("liveness", f"the round record counts {record.waiting} waiting nodes")
+        if any(node.member.num_nodes_waiting() for node in inside):
+            self.fail("liveness", "members are asked to form the next round")

@@ -1,0 +1,411 @@
+"""Mutants: deliberate faults in the protocol. The simulation must notice each, or its invariants show little.
+
+A mutant replaces a function or an attribute of the package while a seed runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+
+from rendezvous.coordinated import bootstrap, coordinator, election, member, rules, session, table, view
+from rendezvous.coordinated.records import RoundRecord
+from rendezvous.coordinated.rules import Decision, Move
+from rendezvous.etcd.v3.operations import absent, compare, prefix_end, put_op
+from tests.simulation.run import first_violation
+
+__all__ = ["MUTANTS", "Mutant", "run_all", "seeds_until_noticed"]
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One deliberate fault.
+
+    Attributes:
+        name: the name.
+        breaks: what the fault breaks.
+        invariant: the invariant that must notice it.
+        apply: puts the fault into the package.
+        seeds: within how many seeds it must be noticed.
+    """
+
+    name: str
+    breaks: str
+    invariant: str
+    apply: Callable[[Patch], None]
+    seeds: int
+
+
+MUTANTS: list[Mutant] = []
+
+
+def _mutant(invariant: str, seeds: int = 300) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    def register(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        assert apply.__doc__ is not None
+        name = apply.__name__.strip("_").replace("_", " ")
+        MUTANTS.append(Mutant(name, apply.__doc__, invariant, apply, seeds))
+        return apply
+
+    return register
+
+
+def seeds_until_noticed(mutant: Mutant) -> int | None:
+    """Return how many seeds it took to notice a mutant; None if ``mutant.seeds`` were not enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        mutant.apply(patch)
+        seed = first_violation(range(mutant.seeds), mutant.invariant)
+    return None if seed is None else seed + 1
+
+
+def run_all(jobs: int | None = None) -> Iterator[tuple[Mutant, int | None]]:
+    """Run all mutants side by side in processes; yield each with the number of seeds that it took."""
+    with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
+        yield from zip(MUTANTS, pool.map(_run_one, range(len(MUTANTS))), strict=True)
+
+
+def _run_one(index: int) -> int | None:
+    return seeds_until_noticed(MUTANTS[index])
+
+
+# The coordinator: writing.
+
+
+@_mutant("fencing")
+def _without_the_fence(patch: Patch) -> None:
+    """A coordinator that was replaced goes on, and its writes do not compare the fence."""
+    original = coordinator.Coordinator.__init__
+
+    def init(self: Any, client: Any, keys: Any, *arguments: Any) -> None:
+        original(self, client, keys, *arguments)
+        self._fence = compare(keys.root + b"nothing", "create_revision", 0)
+
+    patch.setattr(coordinator.Coordinator, "__init__", init)
+    patch.setattr(election.Election, "step_down", _forget_term)
+
+
+def _forget_term(self: Any) -> None:
+    self._term = None
+
+
+@_mutant("fencing")
+def _progress_without_the_fence(patch: Patch) -> None:
+    """A coordinator that was replaced still publishes the progress of the round."""
+    original = coordinator.Coordinator._put_record
+
+    async def put_record(self: Any, record: RoundRecord, *arguments: Any) -> bool:
+        if record.complete:
+            return await original(self, record, *arguments)
+        put = put_op(self._keys.round, record.encode(), self._run_lease)
+        await self._client.txn([], [put], deadline=self._deadline())
+        self._published = record
+        return True
+
+    patch.setattr(coordinator.Coordinator, "_put_record", put_record)
+    patch.setattr(election.Election, "step_down", _forget_term)
+
+
+@_mutant("agreement")
+def _record_before_the_shards(patch: Patch) -> None:
+    """The round record is written before the shards of the roster."""
+
+    async def put_record(self: Any, record: Any, with_it: Any = ()) -> bool:
+        await self._write([put_op(self._keys.round, record.encode(), self._run_lease)])
+        self._published = record
+        if with_it:
+            await self._write(with_it)
+        return True
+
+    patch.setattr(coordinator.Coordinator, "_put_record", put_record)
+
+
+@_mutant("agreement")
+def _leftover_shards_kept(patch: Patch) -> None:
+    """A new coordinator does not delete the shards that the last one wrote for a round that it did not complete."""
+    original = coordinator.Coordinator._load
+
+    async def load(self: Any) -> None:
+        async def write(operations: Any, *conditions: Any) -> bool:
+            if any(op.HasField("request_delete_range") for op in operations):
+                return True
+            return await type(self)._write(self, operations, *conditions)
+
+        self._write = write
+        try:
+            await original(self)
+        finally:
+            del self._write
+
+    patch.setattr(coordinator.Coordinator, "_load", load)
+
+
+@_mutant("closed is final")
+def _completes_though_closed(patch: Patch) -> None:
+    """The coordinator completes a round without regard to the key that closes the rendezvous."""
+    write, counts = coordinator.Coordinator._write, table.Table.counts
+
+    async def write_anyway(self: Any, operations: Any, *conditions: Any) -> bool:
+        return await write(self, operations)
+
+    patch.setattr(coordinator.Coordinator, "_write", write_anyway)
+    patch.setattr(table.Table, "counts", lambda self, closed: counts(self, False))
+
+
+@_mutant("liveness")
+def _last_call_after_closing(patch: Patch) -> None:
+    """The end of the last call stays set when the rendezvous is closed, so the coordinator never sleeps again."""
+
+    def close(self: Any) -> None:
+        self._closed = True
+        self._changed.set()
+
+    patch.setattr(coordinator.Coordinator, "close", close)
+
+
+@_mutant("liveness")
+def _run_lease_not_renewed(patch: Patch) -> None:
+    """The run lease is never renewed, so the records of the run disappear while nodes use them."""
+    original = coordinator.Coordinator.__init__
+
+    def init(self: Any, client: Any, keys: Any, limits: Any, fence: int, options: Any) -> None:
+        original(self, client, keys, limits, fence, dataclasses.replace(options, run_keep_alive_interval=1e6))
+
+    patch.setattr(coordinator.Coordinator, "__init__", init)
+
+
+# The coordinator: reading.
+
+
+@_mutant("liveness", seeds=1000)
+def _read_before_watch(patch: Patch) -> None:
+    """The coordinator reads the nodes before it watches them, and misses what happens between."""
+    load = coordinator.Coordinator._load
+
+    async def watch_later(self: Any) -> None:
+        return None
+
+    async def load_and_watch(self: Any) -> None:
+        self._table.nodes.clear()
+        self._revisions.clear()
+        self._stale = False
+        await load(self)
+        nodes = self._keys.nodes
+        await self._client.watch(nodes, prefix_end(nodes), self._receive, self._lose_track, self._deadline())
+
+    patch.setattr(coordinator.Coordinator, "_watch", watch_later)
+    patch.setattr(coordinator.Coordinator, "_load", load_and_watch)
+
+
+@_mutant("liveness", seeds=1000)
+def _coordinator_ignores_compaction(patch: Patch) -> None:
+    """The coordinator does not read the nodes again when its watch has ended because of a compaction."""
+    patch.setattr(coordinator.Coordinator, "_lose_track", lambda self: None)
+
+
+# The rules.
+
+
+@_mutant("exclusivity")
+def _next_round_opens_early(patch: Patch) -> None:
+    """The next round opens when the first member has left."""
+    original = rules.coordinate
+
+    def coordinate(counts: Any, limits: Any, left: float | None) -> Decision:
+        if counts.complete and counts.returned and not counts.closed:
+            return Decision(Move.OPEN, "a member has left")
+        return original(counts, limits, left)
+
+    patch.setattr(rules, "coordinate", coordinate)
+
+
+@_mutant("liveness")
+def _lost_members_not_counted(patch: Patch) -> None:
+    """Lost members are no reason to form the next round."""
+    original = table.Table.counts
+    patch.setattr(table.Table, "counts", lambda self, closed: original(self, closed)._replace(lost=0))
+
+
+@_mutant("reason", seeds=1000)
+def _lost_members_counted_as_returned(patch: Patch) -> None:
+    """A lost member is counted as one that has joined again, also if the configuration says that losses are ignored."""
+    original = table.Table.counts
+
+    def counts(self: Any, closed: bool) -> Any:
+        found = original(self, closed)
+        return found._replace(lost=0, returned=found.returned + found.lost)
+
+    patch.setattr(table.Table, "counts", counts)
+
+
+@_mutant("liveness")
+def _spares_counted_as_waiting(patch: Patch) -> None:
+    """A node for which the round has no room is a reason to form the next round."""
+    patch.setattr(rules, "_room_for_newcomers", lambda counts, limits: True)
+
+
+@_mutant("bounds", seeds=1000)
+def _last_call_not_cancelled(patch: Patch) -> None:
+    """The last call goes on when there are not enough nodes any more."""
+    original = rules.coordinate
+
+    def coordinate(counts: Any, limits: Any, left: float | None) -> Decision:
+        decision = original(counts, limits, left)
+        return decision._replace(move=Move.WAIT) if decision.move is Move.END_LAST_CALL else decision
+
+    patch.setattr(rules, "coordinate", coordinate)
+
+
+@_mutant("bounds")
+def _node_unit_ignored(patch: Patch) -> None:
+    """The world size is not a multiple of the node unit."""
+
+    def usable(nodes: int, limits: Any) -> int:
+        most = min(nodes, limits.max_nodes)
+        return most if most >= limits.min_nodes else 0
+
+    patch.setattr(rules, "usable", usable)
+
+
+@_mutant("preference")
+def _spares_before_members(patch: Patch) -> None:
+    """Spares are chosen before the members of the last round."""
+    original = rules.choose
+
+    def choose(candidates: Any, number: int, limits: Any) -> Any:
+        pool = sorted(candidates, key=lambda c: (c.record.last_round == number - 1, c.arrival))
+        return original(pool[: rules.usable(len(pool), limits)], number, limits)
+
+    patch.setattr(rules, "choose", choose)
+
+
+# The members.
+
+
+@_mutant("exclusivity")
+def _leaving_is_claimed_in_the_round(patch: Patch) -> None:
+    """A node's key says that it has left the round while it is still in it."""
+    original = member.Member._meet
+
+    async def meet(self: Any, assignment: Any, serve: Any) -> Any:
+        met = await original(self, assignment, serve)
+        if self.node_id is not None:
+            key = self._keys.node(self.node_id)
+            node = put_op(key, self._node.encode(), self.node_id)
+            await self._client.txn([compare(key, "version", 1)], [node], deadline=self._deadline)
+        return met
+
+    patch.setattr(member.Member, "_meet", meet)
+
+
+@_mutant("liveness")
+def _joins_without_its_lease(patch: Patch) -> None:
+    """A node's key is not bound to its lease, so it stays when the node is lost."""
+
+    def unbound(key: bytes, value: bytes, lease: int = 0) -> Any:
+        return put_op(key, value, 0 if b"/nodes/" in key else lease)
+
+    patch.setattr(member, "put_op", unbound)
+
+
+@_mutant("liveness")
+def _lost_lease_not_noticed(patch: Patch) -> None:
+    """A node does not react when etcd answers that its lease does not exist any more."""
+    original = session.Session._answered
+    patch.setattr(session.Session, "_answered", lambda self, exists: original(self, True))
+
+
+@_mutant("liveness")
+def _new_coordinator_not_elected(patch: Patch) -> None:
+    """No node starts a campaign when the coordinator is lost."""
+
+    async def run_campaign(self: Any) -> None:
+        await self._client.range(self._keys.coordinator, b"", 1e9)
+
+    patch.setattr(election.Election, "_run_campaign", run_campaign)
+
+
+@_mutant("liveness")
+def _new_coordinator_not_followed(patch: Patch) -> None:
+    """A node that has seen a coordinator does not accept records that were written in the time of another one."""
+    original = view.View.receive
+
+    def receive(self: Any, events: Any) -> None:
+        first = self.__dict__.setdefault("first", self.coordinator)
+        original(self, events if first is None or self.coordinator in (None, first) else [])
+
+    patch.setattr(view.View, "receive", receive)
+
+
+@_mutant("fencing")
+def _campaign_replaces_the_coordinator(patch: Patch) -> None:
+    """A node that joins becomes the coordinator even if there is one."""
+    patch.setattr(election, "absent", lambda key: compare(key + b"/nothing", "create_revision", 0))
+
+
+@_mutant("liveness")
+def _member_ignores_compaction(patch: Patch) -> None:
+    """A node does not watch again when its watch has ended because of a compaction."""
+    patch.setattr(member.Member, "_lose_track", lambda self: None)
+
+
+@_mutant("liveness", seeds=1000)
+def _member_does_not_read_again(patch: Patch) -> None:
+    """A node watches again after a compaction, but does not read what it has missed."""
+
+    async def read_again(self: Any) -> None:
+        self._watch = None
+        await self._have_watch(1e9)
+
+    patch.setattr(member.Member, "_read_again", read_again)
+
+
+@_mutant("store")
+def _store_watched_from_a_later_revision(patch: Patch) -> None:
+    """A member watches the store from the newest round record, which may be later than the first use of the store."""
+    original = member.Member.join
+
+    async def join(self: Any, *arguments: Any) -> Any:
+        assignment, met = await original(self, *arguments)
+        return assignment._replace(since=self._view.record_revision), met
+
+    patch.setattr(member.Member, "join", join)
+
+
+# The bootstrap.
+
+
+@_mutant("monotony", seeds=1000)
+def _bootstrap_without_its_compare(patch: Patch) -> None:
+    """Rank 0 of an old round replaces the bootstrap of a later round."""
+    patch.setattr(bootstrap, "compare", lambda key, *target: absent(key + b"/nothing"))
+
+
+@_mutant("meeting point")
+def _bootstrap_of_another_round(patch: Patch) -> None:
+    """A member accepts the bootstrap of any round."""
+    original = bootstrap.BootstrapExchange.wait
+
+    async def wait(self: Any, assignment: Any, *arguments: Any) -> Any:
+        return self._view.bootstrap or await original(self, assignment, *arguments)
+
+    patch.setattr(bootstrap.BootstrapExchange, "wait", wait)
+
+
+@_mutant("liveness", seeds=1000)
+def _rank_0_lost_before_the_bootstrap(patch: Patch) -> None:
+    """Nobody is told that rank 0 was lost, so members wait for its bootstrap until their join times out."""
+    original = coordinator.Coordinator._record
+
+    def record(self: Any, counts: Any) -> Any:
+        found = original(self, counts)
+        return msgspec.structs.replace(found, rank_0_gone=False, lost=0) if found.complete else found
+
+    patch.setattr(coordinator.Coordinator, "_record", record)

@@ -1,0 +1,174 @@
+"""What happens in one run of the simulation. It is drawn from a seed: the same seed always gives the same run."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+
+from rendezvous.coordinated import rules
+from rendezvous.coordinated.options import Options
+from rendezvous.coordinated.rules import Limits, RankPolicy
+from tests.simulation.network import Conditions
+
+__all__ = ["CLOSED_ENDS", "FAULTS_END", "MUST_BE_STABLE", "RUN_ENDS", "Fault", "Kind", "Plan"]
+
+FAULTS_END = 60.0
+"""The time in seconds after which there are no more faults."""
+CLOSED_ENDS = 85.0
+"""The time in seconds at which no node may wait any more if the rendezvous was closed."""
+MUST_BE_STABLE = 98.0
+"""The time in seconds at which every node must be in a complete round or be a spare.
+
+It is less than a join timeout after the end of the faults, so a node that waits in vain is still waiting.
+"""
+RUN_ENDS = 118.0
+"""The time in seconds until which nothing may change any more."""
+
+
+class Kind(Enum):
+    """The kinds of faults and other events."""
+
+    CRASH = "crash"
+    RESTART = "restart"
+    CUT = "cut"
+    CUT_AND_COMPACT = "cut and compact"
+    SLOW = "slow"
+    NO_LEADER = "no leader"
+    OVERLOAD = "overload"
+    COMPACT = "compact"
+    LEAVE = "leave"
+    LATE = "late"
+    REJOIN = "rejoin"
+    CLOSE = "close"
+
+
+_KINDS = [
+    Kind.CRASH,
+    Kind.CRASH,  # twice as likely
+    Kind.RESTART,
+    Kind.CUT,
+    Kind.CUT_AND_COMPACT,
+    Kind.SLOW,
+    Kind.NO_LEADER,
+    Kind.OVERLOAD,
+    Kind.COMPACT,
+    Kind.LEAVE,
+    Kind.LATE,
+    Kind.REJOIN,
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One event.
+
+    Attributes:
+        when: the time in seconds.
+        kind: what happens.
+        host: to which host. Events that concern etcd ignore it.
+        seconds: for how long.
+    """
+
+    when: float
+    kind: Kind
+    host: int
+    seconds: float
+
+
+@dataclass
+class Plan:
+    """What happens in one run.
+
+    Attributes:
+        seed: the seed from which everything follows.
+        limits: the configuration of the rules.
+        hosts: the number of hosts; each runs one node.
+        faults: the events, in the order of time.
+        kill_coordinator_at: ("before" or "after", n): the coordinator is killed before or after its n-th transaction.
+        conditions: the state of the network.
+        shard_nodes: the number of nodes in a shard of the roster. It is small, so that rosters have several shards.
+        operations: the number of operations in a transaction. It is small, so that writes need several transactions.
+        close_at_completion: whether another program closes the rendezvous before the roster of round 1 is written.
+        strike_rank_0: (round, seconds): rank 0 of that round is cut off for that time, or killed if it is 0, before
+            its bootstrap is written.
+    """
+
+    seed: int
+    limits: Limits
+    hosts: int
+    faults: list[Fault]
+    kill_coordinator_at: tuple[str, int] | None
+    conditions: Conditions
+    shard_nodes: int
+    operations: int
+    close_at_completion: bool
+    strike_rank_0: tuple[int, float] | None
+
+    def options(self) -> Options:
+        """Return the options of all members.
+
+        If the run lease is not renewed, it ends before the run does, but not during the faults, when there may be no
+        coordinator. It does not end before CLOSED_ENDS either: if a closed run loses its coordinator, no other one is
+        elected, and the lease is not renewed.
+        """
+        return Options(
+            run_ttl=100,
+            run_keep_alive_interval=10.0,
+            inline_nodes=self.shard_nodes,
+            shard_nodes=self.shard_nodes,
+            operations=self.operations,
+        )
+
+    def late_hosts(self) -> set[int]:
+        """Return the hosts whose nodes do not start with the others."""
+        return {fault.host for fault in self.faults if fault.kind is Kind.LATE}
+
+    @classmethod
+    def of(cls, seed: int) -> Plan:
+        """Return the plan of a seed."""
+        rng = random.Random(seed)
+        limits = _draw_limits(rng)
+        hosts = rng.randint(rules.least(limits), limits.max_nodes + 2)
+        kinds = [*_KINDS, Kind.CLOSE] if rng.random() < 0.15 else _KINDS
+        faults = [
+            Fault(
+                rng.uniform(0, FAULTS_END),
+                rng.choice(kinds),
+                rng.randrange(hosts),
+                rng.choice([0.3, 1.5, 4.0, 9.0, 15.0]),
+            )
+            for _ in range(rng.randint(0, 9))
+        ]
+        return cls(
+            seed,
+            limits,
+            hosts,
+            sorted(faults, key=lambda fault: fault.when),
+            (rng.choice(["before", "after"]), rng.randint(1, 12)) if rng.random() < 0.5 else None,
+            Conditions(
+                lost_requests=rng.choice([0.0, 0.0, 0.05, 0.2]),
+                lost_answers=rng.choice([0.0, 0.0, 0.05, 0.2]),
+                repeated_events=rng.choice([0.0, 0.3]),
+                latency=rng.choice([0.002, 0.01, 0.3]),
+            ),
+            shard_nodes=rng.choice([1, 2, 128]),
+            operations=rng.choice([1, 2, 100]),
+            close_at_completion=rng.random() < 0.1,
+            strike_rank_0=(rng.randint(0, 2), rng.choice([0.0, 9.0, 15.0])) if rng.random() < 0.2 else None,
+        )
+
+
+def _draw_limits(rng: random.Random) -> Limits:
+    unit = rng.choice([1, 1, 1, 2])
+    most = rng.randint(2, 7) * unit
+    least = rng.randint(1, most)
+    return Limits(
+        least,
+        most,
+        last_call=rng.choice([0.5, 2.0, 5.0]),
+        node_unit=unit,
+        upscale=rng.random() < 0.8,
+        reform_on_loss=rng.random() < 0.85,
+        rank_policy=rng.choice(list(RankPolicy)),
+    )

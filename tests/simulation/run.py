@@ -1,0 +1,132 @@
+"""Runs the plans of many seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+from tests.simulation.faults import Faults
+from tests.simulation.invariants import Violation
+from tests.simulation.plan import CLOSED_ENDS, FAULTS_END, MUST_BE_STABLE, RUN_ENDS, Plan
+from tests.simulation.virtual import Deadlock, Livelock, run
+from tests.simulation.world import World, make_loop
+
+__all__ = ["first_violation", "quiet", "simulate", "violations"]
+
+_SEEDS_PER_TASK = 50
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Turn the log of the package off: the faults cause many warnings."""
+    logger = logging.getLogger("rendezvous")
+    level, logger.level = logger.level, logging.CRITICAL
+    try:
+        yield
+    finally:
+        logger.level = level
+
+
+def simulate(seed: int, transcript: list[str] | None = None) -> World:
+    """Run the plan of one seed.
+
+    Args:
+        seed: the seed.
+        transcript: gets a line for each event.
+
+    Raises:
+        Violation: an invariant does not hold.
+    """
+    plan = Plan.of(seed)
+    rng = random.Random(seed + 1)
+    world = World(plan.limits, plan.conditions, plan.options(), rng, transcript, _topology)
+    loop = make_loop()
+    loop.set_exception_handler(lambda loop, context: world.invariants.fail("no error is lost", str(context)))
+    with quiet():
+        try:
+            run(_run(world, plan), loop)
+            world.raise_violation()
+        except Violation as exc:
+            raise Violation(f"seed {seed}: {exc}") from None
+        except (Deadlock, Livelock) as exc:
+            raise Violation(f"seed {seed}: liveness: {exc}") from None
+    return world
+
+
+def _topology(host: int) -> str:
+    return "rack" if host % 2 else ""
+
+
+async def _run(world: World, plan: Plan) -> None:
+    loop, invariants = asyncio.get_running_loop(), world.invariants
+    world.note("test", f"seed {plan.seed}: {plan.hosts} hosts; {plan.limits}; {plan.conditions}")
+    late = plan.late_hosts()
+    for host in range(plan.hosts):
+        if host not in late:
+            loop.call_later(world.rng.uniform(0, 1.0), world.start, host)
+    faults = Faults(world, plan)
+    faults.schedule()
+    await world.sleep_until(FAULTS_END)
+    faults.end()
+    invariants.faults_until = FAULTS_END
+    await world.sleep_until(CLOSED_ENDS)
+    invariants.check_leases()
+    if invariants.closed_at is None:
+        await _check_stable(world)
+    else:
+        invariants.check_liveness()
+    world.transcript = None
+    for node in world.nodes:
+        world.kill(node)
+    await asyncio.sleep(0)
+    world.raise_violation()
+
+
+async def _check_stable(world: World) -> None:
+    invariants = world.invariants
+    await world.sleep_until(MUST_BE_STABLE)
+    last_round = -1 if invariants.record is None else invariants.record.round
+    invariants.check_liveness()
+    await world.sleep_until(RUN_ENDS)
+    invariants.check_liveness()
+    if invariants.record is not None and invariants.record.round != last_round:
+        invariants.fail("liveness", f"round {invariants.record.round} formed though nothing was wrong")
+
+
+def first_violation(seeds: range, invariant: str) -> int | None:
+    """Return the first seed with a violation of ``invariant``; None if there is none."""
+    for seed in seeds:
+        try:
+            simulate(seed)
+        except Violation as exc:
+            if str(exc).startswith(f"seed {seed}: {invariant}: "):
+                return seed
+    return None
+
+
+def _violations(seeds: range) -> list[str]:
+    found = []
+    for seed in seeds:
+        try:
+            simulate(seed)
+        except Violation as exc:
+            found.append(str(exc))
+    return found
+
+
+def violations(seeds: range, jobs: int | None = None) -> Iterator[str]:
+    """Run seeds side by side in processes; yield the violations.
+
+    Args:
+        seeds: the seeds.
+        jobs: the number of processes; by default one for each core.
+    """
+    tasks = [seeds[first : first + _SEEDS_PER_TASK] for first in range(0, len(seeds), _SEEDS_PER_TASK)]
+    with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
+        for found in pool.map(_violations, tasks):
+            yield from found
