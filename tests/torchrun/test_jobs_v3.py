@@ -196,5 +196,6 @@ def test_certificates_and_a_user_under_torchrun(agents, tmp_path, monkeypatch):
         agents.start("2", workers=1, conf=conf)
         assert agents.finish() == [0, 0], agents.outputs()
         assert [line[2] for line in agents.lines("done")] == ["2", "2"]
+        assert agents.lines("rendezvous") == [["rendezvous"], ["rendezvous"]]  # the workers do not inherit the password
         assert PASSWORD not in agents.outputs()
         check_quiet(agents)

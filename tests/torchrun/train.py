@@ -3,7 +3,7 @@
 It trains until ``--steps`` steps are done since this process started, and until the file ``--until`` exists, if
 given; with ``--idle`` it does nothing, no collective either, before that file exists. It writes lines
 to ``--journal``: a "start" with the world size, the port where the workers met and the launcher's process id, a
-"grpc" with the environment variables meant for gRPC, a "done" with the loss.
+"grpc" with the environment variables meant for gRPC, a "rendezvous" with those meant for us, a "done" with the loss.
 """
 
 import argparse
@@ -33,6 +33,7 @@ def main() -> None:
     model = DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     write("grpc", *(name for name in os.environ if name.startswith("GRPC_")))
+    write("rendezvous", *(name for name in os.environ if name.startswith("RENDEZVOUS_")))
     write("start", dist.get_rank(), dist.get_world_size(), os.environ["MASTER_PORT"], os.getppid())
     while options.idle and not Path(options.until).exists():
         time.sleep(0.05)
