@@ -1,20 +1,23 @@
 """The invariants of the protocol: some are checked after each write, some when a join returns, some at the end.
 
-agreement         All members that return from round r have the same world size; their ranks are distinct, 0 to n-1.
-                  When a round completes, etcd holds its whole roster and no other shard of it.
-exclusivity       Round r+1 completes only after every member of round r has left it, or its lease has ended.
-bounds            min_nodes <= world size <= max_nodes, and a multiple of node_unit. A last call has enough nodes.
-monotony          Round numbers only grow, also those of the bootstraps.
-closed is final   After the rendezvous is closed, no round completes.
-fencing           Only the current coordinator writes rosters and round records.
-meeting point     A round has one bootstrap, and it names rank 0.
-preference        A member of the last round is not replaced by another node.
-reason            Members are asked to form the next round only if a node was lost, has returned, or is new.
-store             The revision from which a member watches the store of a round is not later than its first use.
-liveness          Without faults, a join returns soon if enough nodes run. Once the faults have ended, every node is
-                  soon in a complete round, or is a spare; then nothing changes any more. The records of the round
-                  still exist, and no node relies on a lease that has ended.
-no error is lost  No task ends with an exception that nobody receives.
+The message of a violation begins with the name of the invariant:
+
+    agreement         All members that return from round r have the same world size; their ranks are distinct, 0 to n-1.
+                      When a round completes, etcd holds its whole roster and no other shard of it.
+    exclusivity       Round r+1 completes only after every member of round r has left it, or its lease has ended.
+    bounds            min_nodes <= world size <= max_nodes, and a multiple of node_unit. A last call has enough nodes.
+    monotony          Round numbers only grow, also those of the bootstraps.
+    closed is final   After the rendezvous is closed, no round completes.
+    fencing           Only the current coordinator writes rosters and round records.
+    meeting point     A round has one bootstrap, and it names rank 0.
+    preference        A member of the last round is not replaced by another node.
+    reason            Members are asked to form the next round only if a node was lost, has returned, or is new.
+    records           While there is a coordinator, the records of the run are not deleted.
+    store             The revision from which a member watches the store of a round is not later than its first use.
+    liveness          Without faults, a join returns soon if enough nodes run. Once the faults have ended, every node is
+                      soon in a complete round, or is a spare; then nothing changes any more. The records of the round
+                      still exist, and no node relies on a lease that has ended.
+    no error is lost  No task ends with an exception that nobody receives.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ class Invariants:
         self._report = report
         self._rosters: dict[int, list[int]] = {}
         self._first_use: dict[int, int] = {}  # the revision of etcd when the first member of a round returned
+        self._coordinator: Node | None = None
         self._bootstrap: Bootstrap | None = None
         self._may_reform = False
         self.record: RoundRecord | None = None
@@ -110,7 +114,7 @@ class Invariants:
         if not (0 < place.since <= first_use or (place.since == 0 and over)):
             self.fail("store", f"{node.name} watches since {place.since}, the store is in use since {first_use}")
         host = bootstrap.addr.removeprefix("node-")
-        if bootstrap.round != place.round or bootstrap.port != 29500 + int(host):
+        if (bootstrap.attempt, bootstrap.node) != (place.attempt, place.first) or bootstrap.port != 29500 + int(host):
             self.fail("meeting point", f"{node.name} in round {place.round} received {bootstrap}")
 
     # After each write.
@@ -118,10 +122,13 @@ class Invariants:
     def check_write(self, writer: Node | None, changed: list[bytes]) -> None:
         """Check a write to etcd. ``writer`` is None if a lease ended."""
         keys, current = self._keys, self._etcd.current
-        if any(key.startswith((keys.round, keys.root + b"roster/")) for key in changed):
-            leader = current.get(keys.coordinator)
-            if writer is not None and (leader is None or leader.lease != writer.member.node_id):
-                self.fail("fencing", f"{writer.name} wrote {changed[0].decode()} and is not the coordinator")
+        if keys.coordinator in changed:
+            self._coordinator = writer if keys.coordinator in current else None
+        fenced = any(key.startswith((keys.round, keys.root + b"roster/")) for key in changed)
+        if fenced and writer is not None and writer is not self._coordinator:
+            self.fail("fencing", f"{writer.name} wrote {changed[0].decode()} and is not the coordinator")
+        if keys.round in changed and keys.round not in current and self._coordinator is not None:
+            self.fail("records", f"the round record was deleted while {self._coordinator.name} was the coordinator")
         if keys.closed in changed and self.closed_at is None and keys.closed in current:
             self.closed_at = self._etcd.revision
         for key in changed:
@@ -169,15 +176,19 @@ class Invariants:
             self.fail("reason", f"round {record.round} is to end for {record.waiting} nodes, and there is no reason")
 
     def _check_completion(self, record: RoundRecord) -> None:
+        if record.error:
+            self._rosters[record.round], self._may_reform = [], True  # nobody knows the members
+            return
         number, size, limits = record.round, record.world_size, self._limits
         if self.closed_at is not None:
             self.fail("closed is final", f"round {number} completed after the rendezvous was closed")
         if not limits.min_nodes <= size <= limits.max_nodes or size % limits.node_unit:
             self.fail("bounds", f"round {number} has {size} nodes")
         self._check_exclusivity(number)
-        prefix = self._keys.of_round("roster", number)
+        prefix = self._keys.roster(number, record.attempt)
         shards = {key: kv.value for key, kv in self._etcd.current.items() if key.startswith(prefix)}
-        if sorted(shards) != [self._keys.shard(number, shard) for shard in range(record.shards)]:
+        shards = {key: value for key, value in shards.items() if not key.startswith(prefix + b"names/")}
+        if sorted(shards) != [self._keys.shard(number, record.attempt, shard) for shard in range(record.shards)]:
             self.fail("agreement", f"round {number} has {record.shards} shards, but etcd has {sorted(shards)}")
             return
         try:

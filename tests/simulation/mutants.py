@@ -6,20 +6,29 @@ A mutant replaces a function or an attribute of the package while a seed runs.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pytest
 
-from rendezvous.coordinated import bootstrap, coordinator, election, member, rules, session, table, view
-from rendezvous.coordinated.records import RoundRecord
+from rendezvous.coordinated import (
+    bootstrap,
+    coordinator,
+    election,
+    entry,
+    member,
+    nodes,
+    rules,
+    session,
+    table,
+    view,
+    writer,
+)
 from rendezvous.coordinated.rules import Decision, Move
 from rendezvous.etcd.v3.operations import absent, compare, prefix_end, put_op
-from tests.simulation.run import first_violation
+from tests.simulation.run import first_violation, process_pool
 
 __all__ = ["MUTANTS", "Mutant", "run_all", "seeds_until_noticed"]
 
@@ -68,7 +77,7 @@ def seeds_until_noticed(mutant: Mutant) -> int | None:
 
 def run_all(jobs: int | None = None) -> Iterator[tuple[Mutant, int | None]]:
     """Run all mutants side by side in processes; yield each with the number of seeds that it took."""
-    with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
+    with process_pool(jobs) as pool:
         yield from zip(MUTANTS, pool.map(_run_one, range(len(MUTANTS))), strict=True)
 
 
@@ -86,9 +95,10 @@ def _without_the_fence(patch: Patch) -> None:
 
     def init(self: Any, client: Any, keys: Any, *arguments: Any) -> None:
         original(self, client, keys, *arguments)
-        self._fence = compare(keys.root + b"nothing", "create_revision", 0)
+        self._writer._fence = [_always(keys.root)]
 
     patch.setattr(coordinator.Coordinator, "__init__", init)
+    patch.setattr(writer.Writer, "_check", lambda self, found: None)
     patch.setattr(election.Election, "step_down", _forget_term)
 
 
@@ -96,67 +106,81 @@ def _forget_term(self: Any) -> None:
     self._term = None
 
 
+def _always(key: bytes, *target: Any) -> Any:
+    """Return a condition that always holds."""
+    return absent(key + b"/nothing")
+
+
 @_mutant("fencing")
 def _progress_without_the_fence(patch: Patch) -> None:
     """A coordinator that was replaced still publishes the progress of the round."""
-    original = coordinator.Coordinator._put_record
+    original = writer.Writer.put_record
 
-    async def put_record(self: Any, record: RoundRecord, *arguments: Any) -> bool:
+    async def put_record(self: Any, record: Any, *arguments: Any) -> None:
         if record.complete:
-            return await original(self, record, *arguments)
-        put = put_op(self._keys.round, record.encode(), self._run_lease)
-        await self._client.txn([], [put], deadline=self._deadline())
-        self._published = record
-        return True
+            await original(self, record, *arguments)
+            return
+        put = put_op(self._keys.round, record.encode(), self.run_lease)
+        answer = await self._client.txn([], [put], deadline=self.deadline())
+        self.revision, self.record = answer.header.revision, record
 
-    patch.setattr(coordinator.Coordinator, "_put_record", put_record)
+    patch.setattr(writer.Writer, "put_record", put_record)
     patch.setattr(election.Election, "step_down", _forget_term)
+
+
+@_mutant("monotony")
+def _newer_round_record_overwritten(patch: Patch) -> None:
+    """A round record that is applied late overwrites a newer one of the same coordinator."""
+    patch.setattr(writer, "compare", _compare_no_revision)
+
+
+@_mutant("exclusivity")
+def _newer_node_record_overwritten(patch: Patch) -> None:
+    """A node's key that is written late overwrites a newer one of the same node."""
+    patch.setattr(entry, "compare", _compare_no_revision)
+
+
+def _compare_no_revision(key: bytes, field: str, value: Any) -> Any:
+    return _always(key) if field == "mod_revision" else compare(key, field, value)
 
 
 @_mutant("agreement")
 def _record_before_the_shards(patch: Patch) -> None:
     """The round record is written before the shards of the roster."""
+    original = writer.Writer.put_record
 
-    async def put_record(self: Any, record: Any, with_it: Any = ()) -> bool:
-        await self._write([put_op(self._keys.round, record.encode(), self._run_lease)])
-        self._published = record
+    async def put_record(self: Any, record: Any, with_it: Any = ()) -> None:
+        await original(self, record)
         if with_it:
-            await self._write(with_it)
-        return True
+            await self.write(with_it)
 
-    patch.setattr(coordinator.Coordinator, "_put_record", put_record)
+    patch.setattr(writer.Writer, "put_record", put_record)
 
 
-@_mutant("agreement")
-def _leftover_shards_kept(patch: Patch) -> None:
-    """A new coordinator does not delete the shards that the last one wrote for a round that it did not complete."""
-    original = coordinator.Coordinator._load
-
-    async def load(self: Any) -> None:
-        async def write(operations: Any, *conditions: Any) -> bool:
-            if any(op.HasField("request_delete_range") for op in operations):
-                return True
-            return await type(self)._write(self, operations, *conditions)
-
-        self._write = write
-        try:
-            await original(self)
-        finally:
-            del self._write
-
-    patch.setattr(coordinator.Coordinator, "_load", load)
+@_mutant("agreement", seeds=1000)
+def _attempt_id_used_twice(patch: Patch) -> None:
+    """All attempts to complete a round have the same id: the shards of one that failed mix with those of the next."""
+    patch.setattr(coordinator, "new_id", lambda random: "0" * 16)
 
 
 @_mutant("closed is final")
 def _completes_though_closed(patch: Patch) -> None:
     """The coordinator completes a round without regard to the key that closes the rendezvous."""
-    write, counts = coordinator.Coordinator._write, table.Table.counts
-
-    async def write_anyway(self: Any, operations: Any, *conditions: Any) -> bool:
-        return await write(self, operations)
-
-    patch.setattr(coordinator.Coordinator, "_write", write_anyway)
+    counts = table.Table.counts
+    patch.setattr(writer, "absent", _always)
     patch.setattr(table.Table, "counts", lambda self, closed: counts(self, False))
+
+
+@_mutant("liveness")
+def _spares_not_told(patch: Patch) -> None:
+    """The nodes that a complete round leaves over are not told that they are spares."""
+    original = coordinator.Coordinator._complete
+
+    async def complete(self: Any) -> None:
+        await original(self)
+        self._dirty = False
+
+    patch.setattr(coordinator.Coordinator, "_complete", complete)
 
 
 @_mutant("liveness")
@@ -170,13 +194,14 @@ def _last_call_after_closing(patch: Patch) -> None:
     patch.setattr(coordinator.Coordinator, "close", close)
 
 
-@_mutant("liveness")
+@_mutant("records")
 def _run_lease_not_renewed(patch: Patch) -> None:
-    """The run lease is never renewed, so the records of the run disappear while nodes use them."""
+    """The run lease is never renewed, so the records of the run are deleted while nodes use them."""
     original = coordinator.Coordinator.__init__
 
-    def init(self: Any, client: Any, keys: Any, limits: Any, fence: int, options: Any) -> None:
-        original(self, client, keys, limits, fence, dataclasses.replace(options, run_keep_alive_interval=1e6))
+    def init(self: Any, *arguments: Any) -> None:
+        *others, options = arguments
+        original(self, *others, dataclasses.replace(options, run_keep_alive_interval=1e6))
 
     patch.setattr(coordinator.Coordinator, "__init__", init)
 
@@ -187,27 +212,27 @@ def _run_lease_not_renewed(patch: Patch) -> None:
 @_mutant("liveness", seeds=1000)
 def _read_before_watch(patch: Patch) -> None:
     """The coordinator reads the nodes before it watches them, and misses what happens between."""
-    load = coordinator.Coordinator._load
+    load = nodes.NodeWatch.load
 
-    async def watch_later(self: Any) -> None:
-        return None
-
-    async def load_and_watch(self: Any) -> None:
-        self._table.nodes.clear()
+    async def only_clear(self: Any, deadline: float) -> None:
+        self._table.clear()
         self._revisions.clear()
-        self._stale = False
-        await load(self)
-        nodes = self._keys.nodes
-        await self._client.watch(nodes, prefix_end(nodes), self._receive, self._lose_track, self._deadline())
+        self._read_at = 0
+        self.stale = False
 
-    patch.setattr(coordinator.Coordinator, "_watch", watch_later)
-    patch.setattr(coordinator.Coordinator, "_load", load_and_watch)
+    async def load_and_watch(self: Any, deadline: float) -> None:
+        await load(self, deadline)
+        keys = self._keys.nodes
+        self._watch = await self._client.watch(keys, prefix_end(keys), self._receive, self.lose_track, deadline)
+
+    patch.setattr(nodes.NodeWatch, "start", only_clear)
+    patch.setattr(nodes.NodeWatch, "load", load_and_watch)
 
 
 @_mutant("liveness", seeds=1000)
 def _coordinator_ignores_compaction(patch: Patch) -> None:
     """The coordinator does not read the nodes again when its watch has ended because of a compaction."""
-    patch.setattr(coordinator.Coordinator, "_lose_track", lambda self: None)
+    patch.setattr(nodes.NodeWatch, "lose_track", lambda self: None)
 
 
 # The rules.
@@ -312,7 +337,7 @@ def _joins_without_its_lease(patch: Patch) -> None:
     def unbound(key: bytes, value: bytes, lease: int = 0) -> Any:
         return put_op(key, value, 0 if b"/nodes/" in key else lease)
 
-    patch.setattr(member, "put_op", unbound)
+    patch.setattr(entry, "put_op", unbound)
 
 
 @_mutant("liveness")
@@ -347,7 +372,7 @@ def _new_coordinator_not_followed(patch: Patch) -> None:
 @_mutant("fencing")
 def _campaign_replaces_the_coordinator(patch: Patch) -> None:
     """A node that joins becomes the coordinator even if there is one."""
-    patch.setattr(election, "absent", lambda key: compare(key + b"/nothing", "create_revision", 0))
+    patch.setattr(election, "compare", _always)
 
 
 @_mutant("liveness")
@@ -385,18 +410,13 @@ def _store_watched_from_a_later_revision(patch: Patch) -> None:
 @_mutant("monotony", seeds=1000)
 def _bootstrap_without_its_compare(patch: Patch) -> None:
     """Rank 0 of an old round replaces the bootstrap of a later round."""
-    patch.setattr(bootstrap, "compare", lambda key, *target: absent(key + b"/nothing"))
+    patch.setattr(bootstrap, "compare", _always)
 
 
 @_mutant("meeting point")
 def _bootstrap_of_another_round(patch: Patch) -> None:
     """A member accepts the bootstrap of any round."""
-    original = bootstrap.BootstrapExchange.wait
-
-    async def wait(self: Any, assignment: Any, *arguments: Any) -> Any:
-        return self._view.bootstrap or await original(self, assignment, *arguments)
-
-    patch.setattr(bootstrap.BootstrapExchange, "wait", wait)
+    patch.setattr(bootstrap, "_belongs", lambda found, assignment: True)
 
 
 @_mutant("liveness", seeds=1000)

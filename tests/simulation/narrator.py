@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rendezvous._core import Roster
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
@@ -50,6 +49,7 @@ class Narrator:
         self._etcd = etcd
         self._nodes: dict[int, NodeRecord] = {}  # also those that are gone
         self._record: RoundRecord | None = None
+        self._attempts: dict[str, list[str]] = {}  # the attempt ids of each round, in the order of their first use
 
     def describe(self, writer: str, changed: Iterable[bytes]) -> Lines:
         """Return the lines for one write.
@@ -70,7 +70,7 @@ class Narrator:
         lines += self._shards(writer, ordered)
         for key in (keys.round, keys.bootstrap, keys.closed):
             if key in ordered:
-                lines.append((writer, self._ctl(key)))
+                lines.append((writer, self._ctl(writer, key)))
         return lines
 
     def _node(self, writer: str, key: bytes) -> Lines:
@@ -97,23 +97,29 @@ class Narrator:
 
     def _shards(self, writer: str, changed: list[bytes]) -> Lines:
         prefix = self._keys.root + b"roster/"
-        written: dict[int, list[str]] = {}
-        deleted: dict[int, list[str]] = {}
+        written: dict[tuple[str, str], list[str]] = {}
+        deleted: dict[tuple[str, str], list[str]] = {}
         for key in changed:
             if key.startswith(prefix):
-                number, shard = map(int, key[len(prefix) :].split(b"/"))
-                (written if key in self._etcd.current else deleted).setdefault(number, []).append(str(shard))
+                number, attempt, *rest = key[len(prefix) :].decode().split("/")
+                if rest[0] != "names":  # the names of the members are stored beside the shards
+                    chosen = written if key in self._etcd.current else deleted
+                    chosen.setdefault((number, attempt), []).append(str(int(rest[0])))
         lines = Lines()
-        for verb, rounds in (("writes", written), ("deletes", deleted)):
-            for number, shards in rounds.items():
-                plural = "s" if len(shards) > 1 else ""
-                lines.append((writer, f"{verb} shard{plural} {', '.join(shards)} of the roster of round {number}"))
+        for verb, rosters in (("writes", written), ("deletes", deleted)):
+            for (number, attempt), shards in rosters.items():
+                attempts = self._attempts.setdefault(number, [])
+                if attempt not in attempts:
+                    attempts.append(attempt)
+                what = f"shard{'s' if len(shards) > 1 else ''} {', '.join(shards)} of the roster of round {int(number)}"
+                lines.append((writer, f"{verb} {what} (attempt {attempts.index(attempt) + 1})"))
         return lines
 
-    def _ctl(self, key: bytes) -> str:
+    def _ctl(self, writer: str, key: bytes) -> str:
         kv = self._etcd.current.get(key)
         if kv is None:
-            return f"the run lease ends, and {key[len(self._keys.root) :].decode()} is deleted"
+            name = key[len(self._keys.root) :].decode()
+            return f"the run lease ends, and {name} is deleted" if writer == "etcd" else f"deletes {name}"
         if key == self._keys.round:
             before, self._record = self._record, RoundRecord.decode(key, kv.value)
             return f"round {self._record.round}{self._round(self._record, before)}"
@@ -127,6 +133,8 @@ class Narrator:
         if not record.complete:
             text = f": {record.phase.value}, {record.joined} of {_range(record)} nodes joined"
             return f"{text}; missing: {missing}" if missing else text
+        if record.error:
+            return f" is to end: {record.error}"
         if before is None or not before.complete or before.round != record.round:
             return f" is complete: ranks {', '.join(map(self._name, self._members(record)))}"
         parts = [
@@ -138,9 +146,8 @@ class Narrator:
         return ": " + (", ".join(part for part in parts if part) or "no node waits")
 
     def _members(self, record: RoundRecord) -> list[int]:
-        shards: list[Any] = [
-            self._etcd.current[self._keys.shard(record.round, shard)].value for shard in range(record.shards)
-        ]
+        keys = [self._keys.shard(record.round, record.attempt, shard) for shard in range(record.shards)]
+        shards = [self._etcd.current[key].value for key in keys]
         return Roster.decode(shards).nodes()
 
 

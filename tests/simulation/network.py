@@ -14,6 +14,9 @@ from rendezvous.etcd.v3.errors import BusyError, EtcdError, UnavailableError
 from rendezvous.etcd.v3.operations import Message
 from tests.simulation.etcd import Etcd, within
 
+MAX_DELAY = 30.0
+"""Seconds after which a late request is applied, at most."""
+
 Hook = Callable[[str, Call, Message], None]
 
 
@@ -26,6 +29,7 @@ class Conditions:
         overload: the fraction of requests that etcd refuses because there are too many.
         lost_requests: the fraction of requests that do not arrive.
         lost_answers: the fraction of requests that are applied and not answered.
+        late_requests: the fraction of requests that are not answered, and that etcd applies at any later time.
         repeated_events: the fraction of watch events that are delivered twice.
         latency: the maximum time in seconds of each way.
     """
@@ -34,13 +38,14 @@ class Conditions:
     overload: float = 0.0
     lost_requests: float = 0.0
     lost_answers: float = 0.0
+    late_requests: float = 0.0
     repeated_events: float = 0.0
     latency: float = 0.005
 
     def recover(self) -> None:
         """End all faults."""
         self.no_leader = False
-        self.overload = self.lost_requests = self.lost_answers = self.repeated_events = 0.0
+        self.overload = self.lost_requests = self.lost_answers = self.late_requests = self.repeated_events = 0.0
         self.latency = min(self.latency, 0.02)
 
 
@@ -90,7 +95,19 @@ class Link(EtcdClient):
             self.hook("after", call, request)
             return answer
 
+        if self._conditions.late_requests and self._rng.random() < self._conditions.late_requests:
+            await self.pause()
+            asyncio.get_running_loop().call_later(self._rng.uniform(0, MAX_DELAY), self._apply_late, call, request)
+            await asyncio.sleep(min(timeout, self._rng.uniform(0, 1.0)))
+            raise UnavailableError("the connection broke")
         return await self._exchange(apply, timeout)
+
+    def _apply_late(self, call: Call, request: Message) -> None:
+        """Apply a request after its sender has given up. The sender may have sent others since, or may have ended."""
+        try:
+            self._etcd.handle(call, request, self._owner)
+        except EtcdError:
+            pass  # nobody waits for the answer
 
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
         async def renew() -> None:

@@ -149,6 +149,7 @@ class Plan:
             Conditions(
                 lost_requests=rng.choice([0.0, 0.0, 0.05, 0.2]),
                 lost_answers=rng.choice([0.0, 0.0, 0.05, 0.2]),
+                late_requests=rng.choice([0.0, 0.03, 0.1]),
                 repeated_events=rng.choice([0.0, 0.3]),
                 latency=rng.choice([0.002, 0.01, 0.3]),
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import random
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from tests.simulation.plan import CLOSED_ENDS, FAULTS_END, MUST_BE_STABLE, RUN_E
 from tests.simulation.virtual import Deadlock, Livelock, run
 from tests.simulation.world import World, make_loop
 
-__all__ = ["first_violation", "quiet", "simulate", "violations"]
+__all__ = ["first_violation", "process_pool", "quiet", "simulate", "violations"]
 
 _SEEDS_PER_TASK = 50
 
@@ -119,6 +120,14 @@ def _violations(seeds: range) -> list[str]:
     return found
 
 
+def process_pool(jobs: int | None = None) -> ProcessPoolExecutor:
+    """Return a pool of processes; by default one for each core.
+
+    They are not forked: this process may have threads of gRPC, and a process that is forked beside them can crash.
+    """
+    return ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+
+
 def violations(seeds: range, jobs: int | None = None) -> Iterator[str]:
     """Run seeds side by side in processes; yield the violations.
 
@@ -127,6 +136,6 @@ def violations(seeds: range, jobs: int | None = None) -> Iterator[str]:
         jobs: the number of processes; by default one for each core.
     """
     tasks = [seeds[first : first + _SEEDS_PER_TASK] for first in range(0, len(seeds), _SEEDS_PER_TASK)]
-    with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
+    with process_pool(jobs) as pool:
         for found in pool.map(_violations, tasks):
             yield from found

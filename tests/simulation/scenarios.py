@@ -70,7 +70,7 @@ def _scenario(limits: Limits, options: Options = Options()) -> Callable[[Script]
 def transcript(scenario: Scenario) -> str:
     """Run a scenario and return its transcript."""
     lines: list[str] = []
-    world = World(scenario.limits, Conditions(), scenario.options, random.Random(0), lines)
+    world = World(scenario.limits, Conditions(latency=0.002), scenario.options, random.Random(0), lines)
     with quiet():
         run(_play(scenario, world), make_loop())
     limits = scenario.limits
@@ -207,7 +207,8 @@ async def _node_lost(world: World) -> None:
 @_scenario(Limits(2, 3, last_call=2.0), _SMALL_ROSTERS)
 async def _coordinator_lost(world: World) -> None:
     """The coordinator is killed when it has written a part of the roster. The round is not complete, so no node uses
-    that part. The next coordinator deletes it and completes the round. (Here each shard of a roster has one node.)
+    that part. The next coordinator makes another attempt, which has an id of its own, and completes the round. (Here
+    each shard of a roster has one node.)
     """
 
     def kill_after_first_shard(node: Node, stage: str, call: Call, request: Any) -> None:
