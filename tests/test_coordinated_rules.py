@@ -206,3 +206,22 @@ def test_the_interval_between_records_grows_with_the_number_of_watchers():
     assert rules.publish_interval(10_000, urgent=True) == 5.0
     assert rules.publish_interval(2, urgent=False) == 1.0
     assert rules.publish_interval(10_000, urgent=False) == 20.0
+
+
+@pytest.mark.parametrize(
+    ("record", "attempt", "place"),
+    [
+        (None, "", False),
+        (None, "a", True),
+        (RoundRecord(3, Phase.COMPLETE, attempt="a", world_size=4), "a", True),
+        (RoundRecord(3, Phase.COMPLETE, attempt="b", world_size=4), "a", False),  # the others formed a round without it
+        (RoundRecord(3, Phase.COMPLETE, attempt="b", world_size=4), "", False),  # a spare
+        (RoundRecord(4, Phase.FORMING, previous="a"), "a", True),
+        (RoundRecord(4, Phase.FORMING, previous="a"), "", False),  # a newcomer
+        (RoundRecord(0, Phase.LAST_CALL), "", False),
+    ],
+)
+def test_a_node_has_a_place_if_it_is_a_member_of_the_latest_round(
+    record: RoundRecord | None, attempt: str, place: bool
+):
+    assert rules.has_place(record, attempt) is place

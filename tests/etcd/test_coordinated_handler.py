@@ -23,6 +23,7 @@ from rendezvous.api import (
     RendezvousStateError,
     RendezvousTimeoutError,
 )
+from rendezvous.coordinated.lifecycle import State
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.connect import connect
@@ -108,6 +109,31 @@ def test_a_node_without_room_is_a_spare_and_replaces_a_lost_member(job):
     eventually(lambda: nodes[0].num_nodes_waiting() > 0, "the loss is seen", TTL + 10)
     again = join(nodes[0])
     assert {again.result(BOUND).world_size, spare.result(BOUND).world_size} == {2}
+
+
+def test_shutdown_of_a_spare_does_not_close(job):
+    run = job(2, 2)
+    nodes = run.nodes(2)
+    join_all(nodes)
+    spare = run.node("node-2")
+    join(spare)
+    eventually(lambda: spare.member.state is State.STANDING_BY, "the third node is a spare")
+    assert spare.shutdown()
+    assert not nodes[0].is_closed()
+    assert not run.range(run.keys.closed)
+    assert len(run.range(run.keys.nodes)) == 2
+    join_all(nodes)  # the others go on
+    assert nodes[0].shutdown()  # a member still closes
+    assert run.range(run.keys.closed)
+
+
+def test_shutdown_after_a_join_that_timed_out_closes(job):
+    run = job(2, 2, join_timeout=3)
+    (node,) = run.nodes(1)
+    with pytest.raises(RendezvousTimeoutError):
+        node.next_rendezvous()
+    assert node.shutdown()
+    assert run.range(run.keys.closed)
 
 
 def test_without_upscale_a_newcomer_is_a_spare(job):

@@ -1,17 +1,21 @@
-"""The transaction with which a node enters a run, or returns to it after it left a round."""
+"""The transactions of a node: it enters a run, also after it left a round, and it closes the run."""
 
 from __future__ import annotations
 
+import logging
 import random
 
 from rendezvous.coordinated.election import campaign_op
-from rendezvous.coordinated.records import Keys, NodeRecord
+from rendezvous.coordinated.records import Closed, Keys, NodeRecord
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient
-from rendezvous.etcd.v3.operations import compare, get_op, prefix_end, put_op
+from rendezvous.etcd.v3.errors import EtcdError
+from rendezvous.etcd.v3.operations import absent, compare, get_op, prefix_end, put_op
 
-__all__ = ["enter"]
+__all__ = ["close", "enter"]
+
+logger = logging.getLogger(__name__)
 
 
 async def enter(
@@ -56,3 +60,29 @@ async def enter(
             session.key_revision = found[0].mod_revision if found else 0
             written = bool(found) and found[0].value == value and found[0].lease == session.lease
         view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
+
+
+async def close(client: EtcdClient, keys: Keys, closed: Closed, lease: int, ttl: int, deadline: float) -> None:
+    """Close the run for all nodes, for good.
+
+    Args:
+        client: the etcd cluster.
+        keys: the keys of the run.
+        closed: why, and by which node.
+        lease: the run lease; 0 if it is not known.
+        ttl: the time to live of another run lease, if there is none, in seconds.
+        deadline: until when to try.
+
+    Raises:
+        RendezvousConnectionError: etcd could not be reached in time.
+    """
+    while True:
+        if not lease:
+            found, _ = await client.range(keys.round, b"", deadline)
+            lease = found[0].lease if found and found[0].lease else await client.grant(ttl, deadline)
+        try:
+            await client.txn([absent(keys.closed)], [put_op(keys.closed, closed.encode(), lease)], deadline=deadline)
+            return
+        except EtcdError as exc:
+            logger.info("%s: closing with a new run lease", exc)
+            lease = await client.grant(ttl, deadline)

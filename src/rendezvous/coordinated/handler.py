@@ -154,13 +154,14 @@ class CoordinatedRendezvousHandler(RendezvousHandler):
         _run(close())
 
     def shutdown(self) -> bool:
-        """See :meth:`RendezvousHandler.shutdown`."""
-        try:
-            self.close("shutdown() was called")
-            closed = True
-        except RendezvousError as exc:
-            logger.warning("the rendezvous '%s' could not be closed: %s", self._settings.run_id, exc)
-            closed = False
+        """See :meth:`RendezvousHandler.shutdown`. A node without a place in the round leaves, and does not close."""
+        closed = True
+        if self._member.may_close:
+            try:
+                self.close("shutdown() was called")
+            except RendezvousError as exc:
+                logger.warning("the rendezvous '%s' could not be closed: %s", self._settings.run_id, exc)
+                closed = False
         background.run(self._member.leave(background.LEAVE_TIMEOUT))
         return closed
 

@@ -27,7 +27,7 @@ from rendezvous.api import (
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.bootstrap import BootstrapExchange
 from rendezvous.coordinated.election import Election
-from rendezvous.coordinated.entry import enter
+from rendezvous.coordinated.entry import close, enter
 from rendezvous.coordinated.lifecycle import Lifecycle, State
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
@@ -37,7 +37,7 @@ from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient, Watch
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import absent, prefix_end, put_op
+from rendezvous.etcd.v3.operations import prefix_end
 
 __all__ = ["Member", "Settings"]
 
@@ -92,6 +92,8 @@ class Member:
         self._deadline = 0.0
         self._looked_up = -1
         self._assignment: Assignment | None = None
+        self._last_attempt = ""
+        self._is_outsider = False
         self._view = View(keys, self._on_change)
         self._election = Election(
             client,
@@ -142,6 +144,14 @@ class Member:
         """Return whether this node is lost itself, which is a reason for all members to form the next round."""
         return self._settings.limits.reform_on_loss and self.state is State.LOST
 
+    @property
+    def may_close(self) -> bool:
+        """Whether the end of this node ends the run: not if it joined and has no place in the latest round.
+
+        A node whose join timed out may close, because the other nodes wait for it in vain.
+        """
+        return not self._is_outsider or rules.has_place(self._view.record, self._last_attempt)
+
     def is_closed(self) -> bool:
         """Return whether the rendezvous is known to be closed."""
         return self._view.closed is not None
@@ -167,6 +177,7 @@ class Member:
             RendezvousTimeoutError: no round with this node was complete in time.
         """
         self._lifecycle.begin_join()
+        self._is_outsider = True
         self._deadline = asyncio.get_running_loop().time() + timeout
         try:
             while True:
@@ -187,7 +198,8 @@ class Member:
         except asyncio.CancelledError:
             self._lifecycle.become(State.IDLE)
             raise
-        except Exception:
+        except Exception as exc:
+            self._is_outsider = not isinstance(exc, RendezvousTimeoutError)
             await self.leave(min(self._settings.options.leave_timeout, timeout))
             raise
 
@@ -204,6 +216,7 @@ class Member:
             self._lifecycle.become(State.ENTERING)
         self._lifecycle.become(State.MEETING)
         self._assignment = assignment
+        self._last_attempt = assignment.attempt
         self._node = msgspec.structs.replace(self._node, last_round=assignment.round, last_rank=assignment.rank)
         return assignment
 
@@ -330,21 +343,10 @@ class Member:
 
     async def close(self, reason: str, deadline: float) -> None:
         """Close the rendezvous for all nodes, for good. Raises RendezvousConnectionError."""
-        lease = self._view.run_lease
-        while True:
-            if not lease:
-                found, _ = await self._client.range(self._keys.round, b"", deadline)
-                lease = found[0].lease if found else await self._client.grant(self._settings.options.run_ttl, deadline)
-            closed = put_op(self._keys.closed, Closed(reason, self._node.name).encode(), lease)
-            try:
-                await self._client.txn([absent(self._keys.closed)], [closed], deadline=deadline)
-            except EtcdError as exc:
-                logger.info("%s: closing with a new run lease", exc)
-                lease = await self._client.grant(self._settings.options.run_ttl, deadline)
-                continue
-            self._view.closed = self._view.closed or Closed(reason, self._node.name)
-            self._view.wake()
-            return
+        closed, lease, ttl = Closed(reason, self._node.name), self._view.run_lease, self._settings.options.run_ttl
+        await close(self._client, self._keys, closed, lease, ttl, deadline)
+        self._view.closed = self._view.closed or closed
+        self._view.wake()
 
     async def leave(self, timeout: float) -> None:
         """Leave the run: stop all of the node's tasks, and delete its keys within ``timeout`` seconds."""

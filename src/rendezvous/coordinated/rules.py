@@ -35,6 +35,7 @@ __all__ = [
     "closed_message",
     "coordinate",
     "follow",
+    "has_place",
     "least",
     "progress",
     "publish_interval",
@@ -307,6 +308,18 @@ def follow(
     if record.complete:
         return Step.WAIT, f"round {record.round} has not ended"
     return Step.WAIT, f"round {record.round}: {record.joined} of at least {record.min_nodes} nodes joined"
+
+
+def has_place(record: RoundRecord | None, attempt: str) -> bool:
+    """Return whether a node is a member of the latest complete round.
+
+    Args:
+        record: the last round record that the node received.
+        attempt: the attempt id of the last round of which the node was a member; empty if there is none.
+    """
+    if record is None or not attempt:
+        return bool(attempt)
+    return attempt == (record.attempt if record.complete else record.previous)
 
 
 def progress(record: RoundRecord | None, own_min_nodes: int) -> str:
