@@ -21,7 +21,7 @@ from rendezvous.etcd.v3.client import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import delete_op, put_op
 from tests.simulation.etcd import Etcd
-from tests.simulation.network import Link, Weather
+from tests.simulation.network import Conditions, Link
 from tests.simulation.virtual import VirtualLoop
 
 pytestmark = pytest.mark.both_twins
@@ -39,7 +39,7 @@ class Run:
 
     def node(self, number: int, limits: Limits, options: Options = Options()) -> Member:  # noqa: B008
         rng = random.Random(number)
-        self.links.append(Link(self.etcd, Weather(latency=0.01), None, rng))
+        self.links.append(Link(self.etcd, Conditions(latency=0.01), None, rng))
         settings = Settings("run", limits, 1.0, 3, options)
         return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0), settings, rng)
 
