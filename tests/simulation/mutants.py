@@ -6,12 +6,10 @@ A mutant replaces a function or an attribute of the package while a seed runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import pytest
 
 from rendezvous.coordinated import (
     bootstrap,
@@ -28,51 +26,10 @@ from rendezvous.coordinated import (
 )
 from rendezvous.coordinated.rules import Decision, Move
 from rendezvous.etcd.v3.operations import absent, compare, prefix_end, put_op
-from tests.simulation.run import first_violation, process_pool
+from tests.simulation.mutation import MUTANTS, Mutant, Patch, mutant, seeds_until_noticed
+from tests.simulation.run import process_pool
 
-__all__ = ["MUTANTS", "Mutant", "run_all", "seeds_until_noticed"]
-
-Patch = pytest.MonkeyPatch
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One deliberate fault.
-
-    Attributes:
-        name: the name.
-        breaks: what the fault breaks.
-        invariant: the invariant that must notice it.
-        apply: puts the fault into the package.
-        seeds: within how many seeds it must be noticed.
-    """
-
-    name: str
-    breaks: str
-    invariant: str
-    apply: Callable[[Patch], None]
-    seeds: int
-
-
-MUTANTS: list[Mutant] = []
-
-
-def _mutant(invariant: str, seeds: int = 300) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    def register(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        assert apply.__doc__ is not None
-        name = apply.__name__.strip("_").replace("_", " ")
-        MUTANTS.append(Mutant(name, apply.__doc__, invariant, apply, seeds))
-        return apply
-
-    return register
-
-
-def seeds_until_noticed(mutant: Mutant) -> int | None:
-    """Return how many seeds it took to notice a mutant; None if ``mutant.seeds`` were not enough."""
-    with pytest.MonkeyPatch.context() as patch:
-        mutant.apply(patch)
-        seed = first_violation(range(mutant.seeds), mutant.invariant)
-    return None if seed is None else seed + 1
+__all__ = ["MUTANTS", "run_all"]
 
 
 def run_all(jobs: int | None = None) -> Iterator[tuple[Mutant, int | None]]:
@@ -88,7 +45,7 @@ def _run_one(index: int) -> int | None:
 # The coordinator: writing.
 
 
-@_mutant("fencing")
+@mutant("fencing")
 def _without_the_fence(patch: Patch) -> None:
     """A coordinator that was replaced goes on, and its writes do not compare the fence."""
     original = coordinator.Coordinator.__init__
@@ -111,7 +68,7 @@ def _always(key: bytes, *target: Any) -> Any:
     return absent(key + b"/nothing")
 
 
-@_mutant("fencing")
+@mutant("fencing")
 def _progress_without_the_fence(patch: Patch) -> None:
     """A coordinator that was replaced still publishes the progress of the round."""
     original = writer.Writer.put_record
@@ -128,13 +85,13 @@ def _progress_without_the_fence(patch: Patch) -> None:
     patch.setattr(election.Election, "step_down", _forget_term)
 
 
-@_mutant("monotony")
+@mutant("monotony")
 def _newer_round_record_overwritten(patch: Patch) -> None:
     """A round record that is applied late overwrites a newer one of the same coordinator."""
     patch.setattr(writer, "compare", _compare_no_revision)
 
 
-@_mutant("exclusivity")
+@mutant("exclusivity")
 def _newer_node_record_overwritten(patch: Patch) -> None:
     """A node's key that is written late overwrites a newer one of the same node."""
     patch.setattr(entry, "compare", _compare_no_revision)
@@ -144,7 +101,7 @@ def _compare_no_revision(key: bytes, field: str, value: Any) -> Any:
     return _always(key) if field == "mod_revision" else compare(key, field, value)
 
 
-@_mutant("agreement")
+@mutant("agreement")
 def _record_before_the_shards(patch: Patch) -> None:
     """The round record is written before the shards of the roster."""
     original = writer.Writer.put_record
@@ -157,13 +114,13 @@ def _record_before_the_shards(patch: Patch) -> None:
     patch.setattr(writer.Writer, "put_record", put_record)
 
 
-@_mutant("agreement", seeds=1000)
+@mutant("agreement", seeds=1000)
 def _attempt_id_used_twice(patch: Patch) -> None:
     """All attempts to complete a round have the same id: the shards of one that failed mix with those of the next."""
     patch.setattr(coordinator, "new_id", lambda random: "0" * 16)
 
 
-@_mutant("closed is final")
+@mutant("closed is final")
 def _completes_though_closed(patch: Patch) -> None:
     """The coordinator completes a round without regard to the key that closes the rendezvous."""
     counts = table.Table.counts
@@ -171,7 +128,7 @@ def _completes_though_closed(patch: Patch) -> None:
     patch.setattr(table.Table, "counts", lambda self, closed: counts(self, False))
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _spares_not_told(patch: Patch) -> None:
     """The nodes that a complete round leaves over are not told that they are spares."""
     original = coordinator.Coordinator._complete
@@ -183,7 +140,7 @@ def _spares_not_told(patch: Patch) -> None:
     patch.setattr(coordinator.Coordinator, "_complete", complete)
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _last_call_after_closing(patch: Patch) -> None:
     """The end of the last call stays set when the rendezvous is closed, so the coordinator never sleeps again."""
 
@@ -194,7 +151,7 @@ def _last_call_after_closing(patch: Patch) -> None:
     patch.setattr(coordinator.Coordinator, "close", close)
 
 
-@_mutant("records")
+@mutant("records")
 def _run_lease_not_renewed(patch: Patch) -> None:
     """The run lease is never renewed, so the records of the run are deleted while nodes use them."""
     original = coordinator.Coordinator.__init__
@@ -209,7 +166,7 @@ def _run_lease_not_renewed(patch: Patch) -> None:
 # The coordinator: reading.
 
 
-@_mutant("liveness", seeds=1000)
+@mutant("liveness", seeds=1000)
 def _read_before_watch(patch: Patch) -> None:
     """The coordinator reads the nodes before it watches them, and misses what happens between."""
     load = nodes.NodeWatch.load
@@ -229,7 +186,7 @@ def _read_before_watch(patch: Patch) -> None:
     patch.setattr(nodes.NodeWatch, "load", load_and_watch)
 
 
-@_mutant("liveness", seeds=1000)
+@mutant("liveness", seeds=1000)
 def _coordinator_ignores_compaction(patch: Patch) -> None:
     """The coordinator does not read the nodes again when its watch has ended because of a compaction."""
     patch.setattr(nodes.NodeWatch, "lose_track", lambda self: None)
@@ -238,7 +195,7 @@ def _coordinator_ignores_compaction(patch: Patch) -> None:
 # The rules.
 
 
-@_mutant("exclusivity")
+@mutant("exclusivity")
 def _next_round_opens_early(patch: Patch) -> None:
     """The next round opens when the first member has left."""
     original = rules.coordinate
@@ -251,14 +208,14 @@ def _next_round_opens_early(patch: Patch) -> None:
     patch.setattr(rules, "coordinate", coordinate)
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _lost_members_not_counted(patch: Patch) -> None:
     """Lost members are no reason to form the next round."""
     original = table.Table.counts
     patch.setattr(table.Table, "counts", lambda self, closed: original(self, closed)._replace(lost=0))
 
 
-@_mutant("reason", seeds=1000)
+@mutant("reason", seeds=1000)
 def _lost_members_counted_as_returned(patch: Patch) -> None:
     """A lost member is counted as one that has joined again, also if the configuration says that losses are ignored."""
     original = table.Table.counts
@@ -270,13 +227,13 @@ def _lost_members_counted_as_returned(patch: Patch) -> None:
     patch.setattr(table.Table, "counts", counts)
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _spares_counted_as_waiting(patch: Patch) -> None:
     """A node for which the round has no room is a reason to form the next round."""
     patch.setattr(rules, "_room_for_newcomers", lambda counts, limits: True)
 
 
-@_mutant("bounds", seeds=1000)
+@mutant("bounds", seeds=1000)
 def _last_call_not_cancelled(patch: Patch) -> None:
     """The last call goes on when there are not enough nodes any more."""
     original = rules.coordinate
@@ -288,7 +245,7 @@ def _last_call_not_cancelled(patch: Patch) -> None:
     patch.setattr(rules, "coordinate", coordinate)
 
 
-@_mutant("bounds")
+@mutant("bounds")
 def _node_unit_ignored(patch: Patch) -> None:
     """The world size is not a multiple of the node unit."""
 
@@ -299,7 +256,7 @@ def _node_unit_ignored(patch: Patch) -> None:
     patch.setattr(rules, "usable", usable)
 
 
-@_mutant("preference")
+@mutant("preference")
 def _spares_before_members(patch: Patch) -> None:
     """Spares are chosen before the members of the last round."""
     original = rules.choose
@@ -314,7 +271,7 @@ def _spares_before_members(patch: Patch) -> None:
 # The members.
 
 
-@_mutant("exclusivity")
+@mutant("exclusivity")
 def _leaving_is_claimed_in_the_round(patch: Patch) -> None:
     """A node's key says that it has left the round while it is still in it."""
     original = member.Member._meet
@@ -330,7 +287,7 @@ def _leaving_is_claimed_in_the_round(patch: Patch) -> None:
     patch.setattr(member.Member, "_meet", meet)
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _joins_without_its_lease(patch: Patch) -> None:
     """A node's key is not bound to its lease, so it stays when the node is lost."""
 
@@ -340,14 +297,14 @@ def _joins_without_its_lease(patch: Patch) -> None:
     patch.setattr(entry, "put_op", unbound)
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _lost_lease_not_noticed(patch: Patch) -> None:
     """A node does not react when etcd answers that its lease does not exist any more."""
     original = session.Session._answered
     patch.setattr(session.Session, "_answered", lambda self, exists: original(self, True))
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _new_coordinator_not_elected(patch: Patch) -> None:
     """No node starts a campaign when the coordinator is lost."""
 
@@ -357,7 +314,7 @@ def _new_coordinator_not_elected(patch: Patch) -> None:
     patch.setattr(election.Election, "_run_campaign", run_campaign)
 
 
-@_mutant("liveness")
+@mutant("liveness")
 def _new_coordinator_not_followed(patch: Patch) -> None:
     """A node that has seen a coordinator does not accept records that were written in the time of another one."""
     original = view.View.receive
@@ -369,19 +326,13 @@ def _new_coordinator_not_followed(patch: Patch) -> None:
     patch.setattr(view.View, "receive", receive)
 
 
-@_mutant("fencing")
-def _campaign_replaces_the_coordinator(patch: Patch) -> None:
-    """A node that joins becomes the coordinator even if there is one."""
-    patch.setattr(election, "compare", _always)
-
-
-@_mutant("liveness")
+@mutant("liveness")
 def _member_ignores_compaction(patch: Patch) -> None:
     """A node does not watch again when its watch has ended because of a compaction."""
     patch.setattr(member.Member, "_lose_track", lambda self: None)
 
 
-@_mutant("liveness", seeds=1000)
+@mutant("liveness", seeds=1000)
 def _member_does_not_read_again(patch: Patch) -> None:
     """A node watches again after a compaction, but does not read what it has missed."""
 
@@ -392,7 +343,7 @@ def _member_does_not_read_again(patch: Patch) -> None:
     patch.setattr(member.Member, "_read_again", read_again)
 
 
-@_mutant("store")
+@mutant("store")
 def _store_watched_from_a_later_revision(patch: Patch) -> None:
     """A member watches the store from the newest round record, which may be later than the first use of the store."""
     original = member.Member.join
@@ -407,19 +358,19 @@ def _store_watched_from_a_later_revision(patch: Patch) -> None:
 # The bootstrap.
 
 
-@_mutant("monotony", seeds=1000)
+@mutant("meeting point", seeds=1000)
 def _bootstrap_without_its_compare(patch: Patch) -> None:
     """Rank 0 of an old round replaces the bootstrap of a later round."""
     patch.setattr(bootstrap, "compare", _always)
 
 
-@_mutant("meeting point")
+@mutant("meeting point", seeds=1000)
 def _bootstrap_of_another_round(patch: Patch) -> None:
     """A member accepts the bootstrap of any round."""
     patch.setattr(bootstrap, "_belongs", lambda found, assignment: True)
 
 
-@_mutant("liveness", seeds=1000)
+@mutant("liveness", seeds=1000)
 def _rank_0_lost_before_the_bootstrap(patch: Patch) -> None:
     """Nobody is told that rank 0 was lost, so members wait for its bootstrap until their join times out."""
     original = coordinator.Coordinator._record
