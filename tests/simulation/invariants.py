@@ -110,7 +110,7 @@ class Invariants:
             self.fail("monotony", f"{node.name} returned from round {place.round} after a later one")
         others[node.name] = place
         first_use = self._first_use.setdefault(place.round, self._etcd.revision)
-        over = self._bootstrap is not None and self._bootstrap.round > place.round  # then it may be unknown
+        over = self.record is not None and self.record.round > place.round  # then it may be unknown
         if not (0 < place.since <= first_use or (place.since == 0 and over)):
             self.fail("store", f"{node.name} watches since {place.since}, the store is in use since {first_use}")
         host = bootstrap.addr.removeprefix("node-")
@@ -138,6 +138,8 @@ class Invariants:
             self._check_record(RoundRecord.decode(keys.round, current[keys.round].value))
         if keys.bootstrap in changed and keys.bootstrap in current:
             self._check_bootstrap(Bootstrap.decode(keys.bootstrap, current[keys.bootstrap].value))
+        elif keys.bootstrap in changed:
+            self._bootstrap = None  # deleted: a late request of an old round may write it, and no member believes that
 
     def _is_reason(self, key: bytes) -> bool:
         """Return whether a node's key, as it is now, may be a reason to form the next round."""
