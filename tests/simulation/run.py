@@ -26,11 +26,12 @@ _SEEDS_PER_TASK = 50
 def quiet() -> Iterator[None]:
     """Turn the log of the package off: the faults cause many warnings."""
     logger = logging.getLogger("rendezvous")
-    level, logger.level = logger.level, logging.CRITICAL
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # to set the attribute alone would leave the loggers' caches as they are
     try:
         yield
     finally:
-        logger.level = level
+        logger.setLevel(level)
 
 
 def simulate(seed: int, transcript: list[str] | None = None) -> World:
