@@ -9,7 +9,7 @@ PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
 # Most tests wait most of the time. Those of the distribution build in the one tree and go alone.
-SIDE_BY_SIDE ?= -n 5
+SIDE_BY_SIDE ?= -n 4
 # More options for `make test`, such as --require-etcds.
 PYTEST_OPTIONS ?=
 
