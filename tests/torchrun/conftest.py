@@ -60,7 +60,7 @@ class Agents:
         def there() -> bool:
             return sum(line[2] == str(world_size) for line in self.lines(word)) >= count
 
-        eventually(there, f"{count} x {word} in a world of {world_size}\n{self.outputs()}", 3 * BOUND)
+        eventually(there, f"{count} x {word} in a world of {world_size}\n{self.outputs()}", 2 * BOUND)
 
     def output(self, number: int) -> str:
         return (self.folder / f"agent-{number}.out").read_text()
@@ -71,7 +71,7 @@ class Agents:
     def finish(self, *numbers: int) -> list[int]:
         chosen = numbers or range(len(self.processes))
         try:
-            return [self.processes[number].wait(timeout=3 * BOUND) for number in chosen]
+            return [self.processes[number].wait(timeout=2 * BOUND) for number in chosen]
         except subprocess.TimeoutExpired:
             raise AssertionError(self.outputs()) from None
 

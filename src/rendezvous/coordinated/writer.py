@@ -115,10 +115,11 @@ def batches(operations: Sequence[Operation], limit: int) -> Iterator[list[Operat
     batch: list[Operation] = []
     size = 0
     for operation in operations:
-        if batch and (len(batch) == limit or size + operation.ByteSize() > _MAX_BYTES):
+        added = operation.ByteSize()
+        if batch and (len(batch) == limit or size + added > _MAX_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(operation)
-        size += operation.ByteSize()
+        size += added
     if batch:
         yield batch
