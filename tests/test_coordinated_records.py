@@ -281,7 +281,7 @@ def test_an_error_names_the_key_the_field_and_what_was_expected(kind, data, prob
     with pytest.raises(RendezvousStateError) as caught:
         kind.decode(b"some/key", data)
     text = str(caught.value)
-    quoted = repr(data[:60]) + ("..." if len(data) > 60 else "")
+    quoted = repr(data[:60]) + (f"... ({len(data)} bytes)" if len(data) > 60 else "")
     assert text.startswith(f"the etcd key 'some/key' contains {quoted}, which is not a valid record ({problem}")
     assert text.endswith("); another program or another version wrote it")
     assert caught.value.__cause__ is None

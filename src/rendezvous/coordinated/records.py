@@ -34,7 +34,7 @@ from msgspec import Meta, Struct, field
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.etcd.v3.operations import KeyValue
-from rendezvous.utils import run_root
+from rendezvous.utils import quoted, run_root
 
 __all__ = [
     "MAX_ROUND",
@@ -53,7 +53,6 @@ __all__ = [
 _T = TypeVar("_T")
 
 _NODE_ID = re.compile(rb"[0-9a-f]{16}")
-_QUOTED_BYTES = 60
 _QUOTED_PROBLEM = 120
 
 MAX_ROUND = 10**10 - 1
@@ -186,9 +185,8 @@ def _problem(exc: Exception) -> str:
 
 
 def _error(key: bytes, data: bytes, problem: str) -> RendezvousStateError:
-    quoted = repr(data[:_QUOTED_BYTES]) + ("..." if len(data) > _QUOTED_BYTES else "")
     return RendezvousStateError(
-        f"the etcd key '{printable(key)}' contains {quoted}, which is not a valid record ({problem}); "
+        f"the etcd key '{printable(key)}' contains {quoted(data)}, which is not a valid record ({problem}); "
         f"another program or another version wrote it"
     )
 
