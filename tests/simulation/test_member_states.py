@@ -14,7 +14,8 @@ from rendezvous.coordinated.lifecycle import IllegalTransitionError, Lifecycle, 
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.client import Call, WatchSpec
+from rendezvous.etcd.v3.operations import put_op
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Conditions, Link
 from tests.simulation.virtual import run
@@ -134,6 +135,48 @@ def test_a_member_whose_lease_ends_is_lost_and_joins_again(steps):
         assignment, _ = await join(member)
         assert assignment.round == 1
         assert State.IDLE not in states_of(member, steps)
+
+    run(scenario())
+
+
+def test_a_join_keeps_its_timeout_while_the_node_tries_to_watch_again():
+    async def scenario() -> None:
+        job = Run(Limits(1, 1))
+        member, link = job.node(), job.links[0]
+        await join(member)
+        start_watch = link._watch
+
+        def cut_again(spec: WatchSpec, deadline: float) -> Any:
+            link.cut = link.cut or spec.key == job.keys.ctl
+            return start_watch(spec, deadline)
+
+        link._watch = cut_again  # type: ignore[method-assign]
+        writer = Link(job.etcd, job.conditions, None, random.Random(0))
+        job.etcd.compact(job.etcd.revision + 10)
+        await writer.txn([], [put_op(job.keys.root, b"")], deadline=TIMEOUT)
+        await until(lambda: link.cut)  # the watch has ended, and another one cannot be started
+        joining = join(member, 3)
+        await until(joining.done)
+        assert isinstance(joining.exception(), RendezvousConnectionError)
+
+    run(scenario())
+
+
+def test_a_node_whose_join_is_cancelled_goes_on_trying_to_watch():
+    async def scenario() -> None:
+        job = Run(Limits(1, 1))
+        member, link = job.node(), job.links[0]
+        await join(member)
+        link.cut = True
+        member._watch.cancel()
+        member._lose_track()
+        joining = join(member)
+        await asyncio.sleep(0.5)
+        joining.cancel()
+        await asyncio.wait([joining])
+        link.cut = False
+        await until(lambda: member._watch is not None)
+        await member.leave(1)
 
     run(scenario())
 

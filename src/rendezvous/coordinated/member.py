@@ -13,7 +13,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -29,11 +28,11 @@ from rendezvous.coordinated.bootstrap import BootstrapExchange
 from rendezvous.coordinated.election import Election
 from rendezvous.coordinated.entry import close, enter
 from rendezvous.coordinated.lifecycle import Lifecycle, State
-from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.roster import find_rank
 from rendezvous.coordinated.rules import Assignment, Step
 from rendezvous.coordinated.session import Session
+from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient, Watch
 from rendezvous.etcd.v3.errors import EtcdError
@@ -44,25 +43,6 @@ __all__ = ["Member", "Settings"]
 logger = logging.getLogger(__name__)
 
 _FOREVER = 3600.0  # seconds of a request that nobody waits for; it is repeated
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The configuration of a member.
-
-    Attributes:
-        run_id: the name of the job, for messages.
-        limits: the configuration of the rules.
-        interval: seconds between keep-alives of the node's lease.
-        ttl: seconds without a keep-alive after which etcd ends the lease and the node is lost.
-        options: intervals and limits that a user does not configure.
-    """
-
-    run_id: str
-    limits: rules.Limits
-    interval: float
-    ttl: int
-    options: Options = Options()  # noqa: RUF009, it is immutable
 
 
 class Member:
@@ -87,7 +67,6 @@ class Member:
         self._lifecycle = Lifecycle()
         self._session: Session | None = None
         self._watch: Watch | None = None
-        self._watch_lock = asyncio.Lock()
         self._resync: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._looked_up = -1
@@ -251,12 +230,18 @@ class Member:
         if self._watch is not None:
             await self._have_session(deadline)
             return
+        # A task that has been trying to start the watch would not keep this deadline.
+        resync, self._resync = self._resync, None
+        if resync is not None:
+            resync.cancel()
         watching = asyncio.get_running_loop().create_task(self._have_watch(deadline))
         try:
             await self._have_session(deadline)
             await watching
         finally:
             watching.cancel()
+            if resync is not None and self._watch is None:
+                self._lose_track()
 
     async def _have_session(self, deadline: float) -> None:
         if self._session is None or not self._session.alive:
@@ -268,12 +253,9 @@ class Member:
             self._looked_up = self._node.last_round
 
     async def _have_watch(self, deadline: float) -> None:
-        async with self._watch_lock:
-            if self._watch is None:
-                ctl = self._keys.ctl
-                self._watch = await self._client.watch(
-                    ctl, prefix_end(ctl), self._view.receive, self._lose_track, deadline
-                )
+        if self._watch is None:
+            ctl = self._keys.ctl
+            self._watch = await self._client.watch(ctl, prefix_end(ctl), self._view.receive, self._lose_track, deadline)
 
     async def _follow(self, timeout: float) -> Assignment | None:
         """Return what the node gets from a round; None if it must enter again: its lease ended, or it skips a round."""
