@@ -135,7 +135,7 @@ test-etcds: $(VENV)/.built-dev etcd
 	done
 
 # What needs no torch, on each Python of PYTHONS that is there.
-PYTHON_TESTS ?= $(filter-out tests/test_distribution.py,$(wildcard tests/test_*.py)) tests/simulation tests/etcd/test_client_v3_requests.py tests/etcd/test_coordinated_handler.py \
+PYTHON_TESTS ?= $(filter-out tests/test_distribution.py,$(wildcard tests/test_*.py)) tests/hostile tests/simulation tests/etcd/test_client_v3_requests.py tests/etcd/test_coordinated_handler.py \
                 tests/etcd/coordinated_store tests/etcd/test_dynamic_handler.py
 
 test-pythons:
