@@ -7,7 +7,7 @@ from types import ModuleType
 
 __all__ = ["BENCHMARKS", "module"]
 
-BENCHMARKS = ("state", "formation", "steady", "recovery", "store", "scale")
+BENCHMARKS = ("state", "formation", "releases", "steady", "recovery", "store", "scale")
 
 
 def module(name: str) -> ModuleType:

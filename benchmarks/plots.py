@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.tables import etcd_of
 from rendezvous.bench.contenders import Job
 
 Rows = list[dict[str, Any]]
@@ -23,7 +24,7 @@ _STYLES = {
 }
 
 
-def formation(rows: Rows, axes: Any) -> None:
+def formation(rows: Rows, axes: Any, etcd: str) -> None:
     """Draw the seconds by the number of nodes."""
     for name, style in _STYLES.items():
         points = [(row["nodes"], row["seconds"]) for row in rows if row["contender"] == name and "seconds" in row]
@@ -37,32 +38,34 @@ def formation(rows: Rows, axes: Any) -> None:
             )
     axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="seconds until the world has formed")
     axes.set_title(
-        f"Forming a world: nodes and one etcd on two cores (x: failed, or not within {Job.timeout:g} s)", fontsize=10
+        f"Forming a world: nodes and one {etcd} on two cores (x: failed, or not within {Job.timeout:g} s)",
+        fontsize=10,
     )
     axes.legend(fontsize=8)
 
 
-def state(rows: Rows, axes: Any) -> None:
+def state(rows: Rows, axes: Any, etcd: str) -> None:
     """Draw the time of a swap cycle by the number of nodes."""
     for name, color in (("compiled", "tab:blue"), ("torch", "tab:red"), ("pure", "tab:gray")):
         points = [(row["nodes"], row["cycle_us"]) for row in rows if row["contender"] == name and "cycle_us" in row]
         if points:
             label = "torch's pickle" if name == "torch" else name
             axes.plot(*zip(*points, strict=True), label=label, color=color, marker="o")
-    (etcd,) = [row for row in rows if row["contender"] == "etcd"]
-    axes.axhline(etcd["round_trip_us"], color="black", linestyle=":", label="a write to etcd")
+    (write,) = [row for row in rows if row["contender"] == "etcd"]
+    axes.axhline(write["round_trip_us"], color="black", linestyle=":", label=f"a write to {etcd}")
     axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="µs")
     axes.set_title("One swap cycle of the etcd-v2 state: decode, expire, join, encode", fontsize=10)
     axes.legend(fontsize=8)
 
 
-def scale(rows: Rows, axes: Any) -> None:
+def scale(rows: Rows, axes: Any, etcd: str) -> None:
     """Draw the seconds of real and predicted worlds by the number of nodes."""
     checks = [row for row in rows if row["part"] == "check" and "failed" not in row]
     predictions = [row for row in rows if row["part"] == "prediction" and "failed" not in row]
+    here = f"this machine with {etcd}"
     lines = {
-        "this machine, real": [(row["nodes"], row["real"]["seconds"]) for row in checks],
-        "this machine, predicted": [(row["nodes"], row["predicted"]["formation"]["seconds"]) for row in checks],
+        f"{here}, real": [(row["nodes"], row["real"]["seconds"]) for row in checks],
+        f"{here}, predicted": [(row["nodes"], row["predicted"]["formation"]["seconds"]) for row in checks],
         "etcd's published figures, predicted": [(row["nodes"], row["formation"]["seconds"]) for row in predictions],
     }
     styles = ({"color": "tab:blue", "marker": "o"}, {"color": "tab:blue", "linestyle": "--"}, {"color": "tab:green"})
@@ -74,12 +77,12 @@ def scale(rows: Rows, axes: Any) -> None:
     axes.legend(fontsize=8)
 
 
-PLOTS: dict[str, Callable[[Rows, Any], None]] = {"formation": formation, "state": state, "scale": scale}
-"""The benchmarks that have a plot."""
+PLOTS: dict[str, Callable[[Rows, Any, str], None]] = {"formation": formation, "state": state, "scale": scale}
+"""The benchmarks that have a plot. Each function takes the rows, the axes, and the version of the etcd."""
 
 
-def draw(name: str, rows: Rows, folder: Path) -> None:
-    """Draw the plot of a benchmark into ``folder``, as ``name.png`` and ``name.svg``."""
+def draw(name: str, result: dict[str, Any], folder: Path) -> None:
+    """Draw the plot of a benchmark's result into ``folder``, as ``name.png`` and ``name.svg``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,7 +90,7 @@ def draw(name: str, rows: Rows, folder: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    PLOTS[name](rows, axes)
+    PLOTS[name](result["rows"], axes, etcd_of(result))
     axes.grid(which="both", alpha=0.2)
     figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import catalog, plots, targets
-from benchmarks.tables import seconds
+from benchmarks import catalog, plots, releases, targets
+from benchmarks.tables import by, etcd_of, seconds
 from rendezvous.bench.metadata import summary
 from rendezvous.bench.tables import MISSING, Table
 
@@ -67,25 +67,47 @@ def front(results: dict[str, dict[str, Any]], folder: str) -> str:
         folder: the folder of the results, relative to the README.
     """
     rows = {name: result["rows"] for name, result in results.items()}
-    parts = [_figures(rows).markdown()]
+    parts = [_figures(rows, _etcds(results, ("formation", "recovery"))).markdown()]
     if "formation" in results:
         parts.insert(0, f"![{ALT['formation']}]({folder}/formation.png)")
         parts.append(summary(results["formation"]["metadata"]))
+    if "releases" in results:
+        parts += [_releases(rows["releases"]).markdown(), summary(results["releases"]["metadata"])]
     parts.append(
-        f"{targets.met(rows)} of the {len(targets.TARGETS)} targets were met. [All results]({folder}/README.md) "
-        "include those that were missed."
+        f"{targets.met(rows)} of the {len(targets.TARGETS)} targets were met{_etcds(results, targets.MEASURED)}. "
+        f"[All results]({folder}/README.md) include those that were missed."
     )
     return "\n\n".join(parts)
 
 
-def _figures(rows: dict[str, list[dict[str, Any]]]) -> Table:
+def _etcds(results: dict[str, dict[str, Any]], names: Iterable[str]) -> str:
+    """Return on which etcd some results were measured; nothing if none of them is there."""
+    etcds = dict.fromkeys(etcd_of(results[name]) for name in names if name in results)
+    return f" on {' and '.join(etcds)}" if etcds else ""
+
+
+def _releases(rows: list[dict[str, Any]]) -> Table:
+    """Return the time to form a world on each etcd release."""
+    columns = releases.releases(rows)
+    found = by((row for row in rows if row["contender"] == "etcd-v3"), "nodes", "etcd")
+    return Table(
+        "Time to form a world of `etcd-v3` on each etcd release.",
+        ["nodes", *(f"etcd {version}" for version in columns)],
+        [
+            [f"{nodes:,}", *(seconds(found.get((nodes, version))) for version in columns)]
+            for nodes in sorted({nodes for nodes, _ in found})
+        ],
+    )
+
+
+def _figures(rows: dict[str, list[dict[str, Any]]], where: str) -> Table:
     worlds = {row["contender"]: row for row in rows.get("formation", ()) if row.get("nodes") == NODES}
     kills = [row for row in rows.get("recovery", ()) if row.get("victim") == "node" and row["ttl"] == TTL]
     killed = {row["contender"]: row for row in kills}
     reasons = [f"{name}: {killed[name]['failed']}" for name in COMPARED if "failed" in killed.get(name, ())]
     return Table(
-        f"Three figures: two of a world of {NODES} nodes, and one of a world of 8 in which the lease of a killed node "
-        f"ends after {TTL} s.",
+        f"Three figures{where}: two of a world of {NODES} nodes, and one of a world of 8 in which the lease of a "
+        f"killed node ends after {TTL} s.",
         ["", *COMPARED],
         [
             ["time to form the world", *(seconds(worlds.get(name)) for name in COMPARED)],
@@ -108,8 +130,9 @@ def write(readme: Path, folder: Path) -> None:
     """Draw the plots into ``folder``; write the figures into ``readme``, and all tables into the README beside them."""
     results = read(folder)
     for name in plots.PLOTS.keys() & results.keys():
-        plots.draw(name, results[name]["rows"], folder)
-    reached = targets.table({name: result["rows"] for name, result in results.items()}).markdown()
+        plots.draw(name, results[name], folder)
+    where = _etcds(results, targets.MEASURED)
+    reached = targets.table({name: result["rows"] for name, result in results.items()}, where).markdown()
     before, rest = readme.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     figures = front(results, folder.relative_to(readme.parent).as_posix())

@@ -86,7 +86,10 @@ def measure(name: str, full: bool, folder: Path) -> None:
     """Run one benchmark, write its results into ``folder``, and print its tables."""
     benchmark = catalog.module(name)
     made = metadata()
-    result: dict[str, Any] = {"benchmark": name, "full": full, "metadata": made, "rows": benchmark.measure(full)}
+    rows = benchmark.measure(full)
+    if measured := dict.fromkeys(row["etcd"] for row in rows if "etcd" in row):
+        made["versions"]["etcd"] = " / ".join(measured)
+    result: dict[str, Any] = {"benchmark": name, "full": full, "metadata": made, "rows": rows}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     for table in benchmark.tables(result["rows"]):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rendezvous.bench.tables import MISSING
 
-__all__ = ["by", "remarks", "seconds"]
+__all__ = ["by", "etcd_of", "remarks", "seconds"]
 
 
 def seconds(row: dict[str, Any] | None) -> str:
@@ -51,9 +51,15 @@ def remarks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def _label(row: dict[str, Any]) -> str:
-    return f"{row['contender']} at {row['nodes']:,} nodes"
+    release = f" on etcd {row['etcd']}" if "etcd" in row else ""
+    return f"{row['contender']} at {row['nodes']:,} nodes{release}"
 
 
 def by(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Return rows by the values of their ``keys``."""
     return {tuple(row[key] for key in keys): row for row in rows}
+
+
+def etcd_of(result: dict[str, Any]) -> str:
+    """Return "etcd" and the version that a result was measured on, or all of them, as far as it is known."""
+    return f"etcd {result['metadata']['versions'].get('etcd', '')}".rstrip()

@@ -15,6 +15,8 @@ from rendezvous.bench.tables import MISSING, Table
 Results = dict[str, list[dict[str, Any]]]
 """The rows of each benchmark by its name."""
 
+MEASURED = ("formation", "steady", "recovery", "state")
+"""The benchmarks that the targets are about."""
 
 _MET = "met"
 
@@ -202,11 +204,13 @@ def met(results: Results) -> int:
     return sum(each.row(results)[-1] == _MET for each in TARGETS)
 
 
-def table(results: Results) -> Table:
-    """Return the table of all targets."""
+def table(results: Results, where: str = "") -> Table:
+    """Return the table of all targets; ``where`` follows the caption and says on which etcd they were measured."""
     remark = (
         f'For 1,000 nodes and more, `etcd-v3` stands for `{_MANY}`. "More than" means: the other implementation was '
         f"not done after {Job.timeout:g} s, and the ratio is computed with that time."
     )
     heads = ["target", "reached", ""]
-    return Table("The targets, and what was reached.", heads, [each.row(results) for each in TARGETS], (remark,))
+    return Table(
+        f"The targets, and what was reached{where}.", heads, [each.row(results) for each in TARGETS], (remark,)
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
-from benchmarks import catalog, contenders, formation, recovery, report, rosters, run, targets
+from benchmarks import catalog, contenders, formation, plots, recovery, releases, report, rosters, run, targets
 from benchmarks import state as state_benchmark
 from benchmarks import store as store_benchmark
 from benchmarks.processes import LATE
@@ -18,6 +20,8 @@ from benchmarks.tables import remarks, seconds
 from rendezvous.bench import checks, metadata, metrics
 from rendezvous.bench.checks import Failed
 from rendezvous.bench.tables import Table
+from rendezvous.etcd.server import BINARY_VARIABLE
+from tests import etcds
 
 MANY = "etcd-v3, coroutines"
 
@@ -204,6 +208,76 @@ def test_the_metadata_is_complete_without_git(monkeypatch):
     assert "etcd 3.6.1" in metadata.summary(made)
 
 
+def released(etcd, nodes, others=0.01, **row):
+    return {"contender": "etcd-v3", "nodes": nodes, "etcd": etcd, "others": others, **row}
+
+
+def test_each_etcd_release_has_its_row():
+    load = {"requests": 2, "watches": 1.04, "cpu": 0.0012}
+    rows = [
+        released("3.4.23", 64, seconds=0.3),
+        {**released("3.4.23", 1000, others=0.5, seconds=2.0, per_node=load), "contender": MANY},
+        released("3.7.3", 64, others=None, failed=LATE, runs=[LATE, LATE]),
+    ]
+    (table,) = releases.tables(rows)
+    assert table.heads[:3] == ["etcd", "64 handlers", "1,000 coroutines"]
+    assert table.rows == [
+        ["3.4.23", "0.30 s", "2.00 s", "3.0", "1.2 ms", "50%"],
+        ["3.7.3", "failed", "-", "-", "-", "-"],
+    ]
+    assert table.remarks == (f"Failed: etcd-v3 at 64 nodes on etcd 3.7.3: {LATE}, in each of 2 tries.",)
+
+
+def test_the_releases_are_measured_one_after_another(monkeypatch, tmp_path):
+    used = []
+    binaries = [etcds.Binary((3, 4, 23), "/old"), etcds.Binary((3, 7, 3), "/new")]
+    monkeypatch.setattr(etcds, "found", lambda: binaries)
+    monkeypatch.setattr(releases, "others", lambda: 0.25)
+    monkeypatch.setattr(releases, "best", lambda *arguments: used.append(os.environ[BINARY_VARIABLE]) or {"seconds": 1})
+    monkeypatch.setattr(releases, "SHORT", (64, 10_000))
+    run.measure("releases", False, tmp_path)
+    written = json.loads((tmp_path / "releases.json").read_text())
+    assert [(row["etcd"], row["contender"], row["nodes"], row["others"]) for row in written["rows"]] == [
+        (version, name, nodes, 0.25)
+        for version in ("3.4.23", "3.7.3")
+        for name, nodes in (("etcd-v3", 64), (MANY, 64), (MANY, 10_000))
+    ]
+    assert used == ["/old"] * 3 + ["/new"] * 3
+    assert written["metadata"]["versions"]["etcd"] == "3.4.23 / 3.7.3"
+
+
+def test_a_busy_machine_is_noticed():
+    if not releases._STAT.exists():
+        assert releases.others(0.0) is None
+        return
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            assert 0 < releases.others(0.5) <= 1
+        finally:
+            busy.kill()
+
+
+def test_every_figure_says_on_which_etcd_it_was_measured(tmp_path):
+    made = {"date": "2026-01-01T00:00:00", "commit": None, "machine": "a machine", "python": "3.12"}
+    old, new = ({**made, "versions": {"etcd": version}} for version in ("3.5.1", "3.4.23 / 3.7.3"))
+    worlds = [world("etcd-v3", 64, seconds=0.1), world("etcd-v3", 128, seconds=0.1)]
+    results = {
+        "formation": {"rows": worlds, "metadata": old},
+        "releases": {
+            "rows": [released("3.4.23", 64, seconds=0.3), released("3.7.3", 64, seconds=0.2)],
+            "metadata": new,
+        },
+    }
+    shown = report.front(results, "results")
+    assert shown.index("Three figures on etcd 3.5.1: ") < shown.index("| nodes | etcd 3.4.23 | etcd 3.7.3 |")
+    assert "| 64 | 0.30 s | 0.20 s |" in shown
+    assert shown.count("Python 3.12, etcd 3.5.1.") == shown.count("Python 3.12, etcd 3.4.23 / 3.7.3.") == 1
+    assert re.search(r"^\d+ of the \d+ targets were met on etcd 3\.5\.1\. ", shown, re.MULTILINE)
+    pytest.importorskip("matplotlib")
+    plots.draw("formation", results["formation"], tmp_path)
+    assert "one etcd 3.5.1 on two cores" in (tmp_path / "formation.svg").read_text()
+
+
 # The command.
 
 
@@ -296,7 +370,14 @@ def test_the_readme_has_one_plot_and_three_figures():
         {"contender": "etcd-v3", "victim": "node", "ttl": 15, "seconds": 14.0},
         {"contender": "torch etcd-v2", "victim": "node", "ttl": 3, "failed": "no world of 7 nodes within 60 s"},
     ]
-    made = {"date": "2026-01-01T00:00:00", "commit": None, "machine": "a machine", "python": "3.12", "versions": {}}
+    versions = {"etcd": "3.5.1"}
+    made = {
+        "date": "2026-01-01T00:00:00",
+        "commit": None,
+        "machine": "a machine",
+        "python": "3.12",
+        "versions": versions,
+    }
     results = {
         "formation": {"rows": worlds, "metadata": made},
         "recovery": {"rows": kills, "metadata": made},
@@ -309,8 +390,8 @@ def test_the_readme_has_one_plot_and_three_figures():
         "| from the kill of a node to the next world | 4.30 s | failed | - |",
     ]
     assert "Failed: torch etcd-v2: no world of 7 nodes within 60 s." in shown
-    assert "Measured 2026-01-01 on a machine; Python 3.12." in shown
-    assert re.search(r"^\d+ of the \d+ targets were met\. ", shown, re.MULTILINE)
+    assert "Measured 2026-01-01 on a machine; Python 3.12, etcd 3.5.1." in shown
+    assert re.search(r"^\d+ of the \d+ targets were met on etcd 3\.5\.1\. ", shown, re.MULTILINE)
 
 
 def test_figures_that_were_not_measured_are_dashes():
