@@ -13,7 +13,7 @@ from rendezvous.coordinated.store.encoding import (
     encode,
     encode_number,
 )
-from rendezvous.coordinated.store.idempotency import IdempotencyKeys
+from rendezvous.coordinated.store.idempotency import IdempotencyKey, IdempotencyKeys, change_was_made
 from rendezvous.store import add_up, missing_keys_message, to_amount, to_bytes, to_number, to_text
 from rendezvous.utils import quoted
 
@@ -61,14 +61,24 @@ def test_an_idempotency_key_is_used_by_one_change_at_a_time():
     with keys.use() as first, keys.use() as second:
         assert (first.key, first.number) == (b"once/0", 1)
         assert (second.key, second.number) == (b"once/1", 1)
+        first.number += 1
     with keys.use() as again:
         assert (again.key, again.number) == (b"once/0", 2)
-        assert again.put(9).request_put.value > again.applied.value
         assert again.put(9).request_put.lease == 9
     with pytest.raises(RuntimeError), keys.use() as failed:
         raise RuntimeError
     with keys.use() as after:
-        assert (after, after.number) == (failed, 4)
+        assert after is failed
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_transaction_was_carried_out_if_its_number_or_a_higher_one_is_stored(made):
+    before, now, after = (IdempotencyKey(b"once/0", number) for number in (15, 16, 17))
+    stored = now.put(0, made).request_put.value
+    assert change_was_made(stored) is made
+    assert before.carried_out.value < stored
+    assert now.carried_out.value < stored
+    assert after.carried_out.value > stored
 
 
 class Index:

@@ -16,10 +16,15 @@ SOON = timedelta(seconds=0.3)
 
 
 def applied_a_change(answer):
-    """Whether a transaction changed something, or found that it had been applied before."""
-    return answer.succeeded or any(
-        response.HasField("response_put")
-        or (response.HasField("response_txn") and applied_a_change(response.response_txn))
+    """Whether a transaction changed something beside its idempotency key, or had been carried out before."""
+    return answer.succeeded or _writes(answer) > 1
+
+
+def _writes(answer):
+    return sum(
+        _writes(response.response_txn)
+        if response.HasField("response_txn")
+        else response.HasField("response_put") or response.HasField("response_delete_range")
         for response in answer.responses
     )
 
@@ -36,9 +41,16 @@ class Spy(GrpcEtcdClient):
         self.after_loss = None
         self.lost = []
         """The requests whose answers were lost."""
+        self.delay = 0
+        """How many transactions to keep back: etcd gets them when :meth:`deliver` is called."""
+        self.delayed = []
 
     async def _attempt(self, call, request, timeout, deadline):
         self.requests.append((call, request))
+        if self.delay and call is Call.TXN:
+            self.delay -= 1
+            self.delayed.append((call, request))
+            raise UnavailableError("the request is delayed")
         answer = await super()._attempt(call, request, timeout, deadline)
         if self.lose and call is Call.TXN and applied_a_change(answer):
             self.lose -= 1
@@ -51,6 +63,15 @@ class Spy(GrpcEtcdClient):
     async def watch(self, key, end, receive, lost, deadline, revision=0):
         self.watched.append((key, end, revision))
         return await super().watch(key, end, receive, lost, deadline, revision)
+
+    def deliver(self, requests):
+        """Have etcd get requests late."""
+
+        async def send():
+            for call, request in requests:
+                await self.request(call, request, asyncio.get_running_loop().time() + BOUND)
+
+        background.run(send())
 
     def forget(self):
         self.requests.clear()

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.etcd_cluster import send
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.messages import rpc_pb2
+from tests.etcd.coordinated_store import spy as spies
 from tests.etcd.coordinated_store.spy import SOON, begin
 from tests.nodes import BOUND, eventually
 from tests.proxy import Proxy
@@ -53,13 +53,99 @@ def test_an_addition_that_etcd_gets_again_later_is_not_applied(store, spy, make_
     spy.lose = 1
     assert adding.add("n", 1) == 1
     assert adding.add("n", 1) == 2
-    (late,) = spy.lost
-
-    async def deliver():
-        return await spy.request(*late, asyncio.get_running_loop().time() + BOUND)
-
-    background.run(deliver())
+    assert len(spy.lost) == 1
+    spy.deliver(spy.lost)
     assert store.get("n") == b"2"
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_the_answer_that_a_change_was_not_made_is_lost(store, spy, make_store, losses):
+    store.multi_set(["text", "number"], ["a", "1"])
+    changing = make_store(spy)
+
+    def losing(call, *arguments):
+        spy.lose = losses
+        try:
+            return call(*arguments)
+        finally:
+            assert spy.lose == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spies, "applied_a_change", lambda answer: True)
+        assert losing(changing.compare_set, "text", "", "b") == b"a"
+        assert not losing(changing.delete_key, "absent")
+        assert losing(changing.add, "number", 1) == 2
+        losing(changing.append, "text", "b")
+        with pytest.raises(ValueError, match="is not a number"):
+            losing(changing.add, "text", 1)
+    assert store.multi_get(["text", "number"]) == [b"ab", b"2"]
+
+
+# Late requests: etcd gets one after it was sent again, and answered.
+
+
+@pytest.fixture
+def delaying(spy, make_store):
+    """Return a function that calls an operation, of whose first transaction etcd gets a copy later."""
+    changing = make_store(spy)
+
+    def call(method, *arguments):
+        spy.delay = 1
+        try:
+            return getattr(changing, method)(*arguments)
+        finally:
+            assert spy.delay == 0
+
+    return call
+
+
+def test_a_late_set_does_not_overwrite_a_newer_value(store, spy, delaying):
+    delaying("set", "key", "old")
+    delaying("multi_set", ["a", "b"], ["old", "old"])
+    store.multi_set(["key", "a", "b"], ["new"] * 3)
+    spy.deliver(spy.delayed)
+    assert store.multi_get(["key", "a", "b"]) == [b"new"] * 3
+
+
+def test_a_late_set_does_not_overwrite_a_newer_value_of_the_same_store(spy, make_store):
+    changing = make_store(spy)
+    changing.set_timeout(SOON)
+    spy.delay = 1000
+    with pytest.raises(RendezvousConnectionError):
+        changing.set("key", "old")
+    spy.delay = 0
+    changing.set_timeout(timedelta(seconds=BOUND))
+    changing.set("key", "new")
+    spy.deliver(spy.delayed)
+    assert changing.get("key") == b"new"
+
+
+def test_a_change_that_was_reported_as_not_made_is_not_made_later(store, spy, delaying):
+    store.multi_set(["text", "other"], ["x", "x"])
+    assert not delaying("delete_key", "absent")
+    assert delaying("compare_set", "text", "", "late") == b"x"
+    with pytest.raises(ValueError, match="is not a number"):
+        delaying("add", "other", 1)
+    with pytest.raises(ValueError, match="is not a number"):
+        delaying("add", "other", 3)
+    store.set("absent", "new")
+    store.delete_key("text")
+    store.delete_key("other")
+    spy.deliver(spy.delayed)
+    assert store.get("absent") == b"new"
+    assert store.list_keys() == ["absent"]
+
+
+def test_changes_that_etcd_gets_late_are_applied_once(store, spy, delaying):
+    for _ in range(2):
+        delaying("add", "n", 1)
+        delaying("add", "n", 3)
+        delaying("append", "text", "x")
+        assert delaying("compare_set", "key", "", "1") == b"1"
+        assert delaying("delete_key", "key")
+        spy.deliver(spy.delayed)
+    assert store.multi_get(["n", "text"]) == [b"8", b"xx"]
+    assert not store.check(["key"])
 
 
 def test_an_addition_whose_revision_is_compacted_is_not_applied_again(client, store, spy, make_store):

@@ -1,9 +1,10 @@
 """Idempotency keys: a change is applied once, even if its request is sent or applied more than once.
 
-A request whose answer is lost is sent again, although etcd may have applied it. To set a value twice changes nothing;
-to add, append, compare-and-set or delete twice does. Such a change also writes an idempotency key, in the same
-transaction, with a number that grows with each change. The transaction is applied only if the stored number is lower.
-A request that etcd applies late finds a higher number and changes nothing.
+A request whose answer is lost is sent again, although etcd may have applied it, or may apply it later: even after the
+operation has ended and other nodes have changed the key again. So each transaction of a change also writes an
+idempotency key, with a number that grows with each transaction. It is carried out only if the stored number is lower.
+A request that etcd applies late finds its own number or a higher one, and changes nothing. This needs the idempotency
+key to be written also if a condition of the change does not hold; the key says whether the change was made.
 
 A store has one idempotency key, a *slot*, for each change that is under way at the same time.
 """
@@ -17,29 +18,38 @@ from dataclasses import dataclass
 
 from rendezvous.etcd.v3.operations import Condition, Operation, compare, put_op
 
-__all__ = ["IdempotencyKey", "IdempotencyKeys"]
+__all__ = ["IdempotencyKey", "IdempotencyKeys", "change_was_made"]
+
+
+_MADE, _NOT_MADE = b"+", b"-"
+_AFTER_ALL = b"~"  # sorts behind both
 
 
 @dataclass
 class IdempotencyKey:
-    """The etcd key that stores the number of the last change.
+    """The etcd key that stores the number of the last transaction.
 
     Attributes:
         key: the etcd key.
-        number: the number of the change that is under way.
+        number: the number of the transaction that is under way, or else of the next one.
     """
 
     key: bytes
     number: int = 1
 
     @property
-    def applied(self) -> Condition:
-        """The condition that the change has been applied."""
-        return compare(self.key, "value", b"%016x" % (self.number - 1), "GREATER")
+    def carried_out(self) -> Condition:
+        """The condition that the transaction has been carried out."""
+        return compare(self.key, "value", b"%016x" % (self.number - 1) + _AFTER_ALL, "GREATER")
 
-    def put(self, lease: int) -> Operation:
-        """Return the operation that marks the change as applied."""
-        return put_op(self.key, b"%016x" % self.number, lease)
+    def put(self, lease: int, made: bool = True) -> Operation:
+        """Return the operation that marks the transaction as carried out, and says whether the change was made."""
+        return put_op(self.key, b"%016x" % self.number + (_MADE if made else _NOT_MADE), lease)
+
+
+def change_was_made(mark: bytes) -> bool:
+    """Return what :meth:`IdempotencyKey.put` was told, by what is stored under the key."""
+    return mark.endswith(_MADE)
 
 
 class IdempotencyKeys:
@@ -60,5 +70,4 @@ class IdempotencyKeys:
         try:
             yield key
         finally:
-            key.number += 1
             self._free.append(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
 from rendezvous.coordinated.records import Keys
@@ -16,7 +16,7 @@ from rendezvous.coordinated.store.encoding import (
     encode,
     encode_number,
 )
-from rendezvous.coordinated.store.idempotency import IdempotencyKey, IdempotencyKeys
+from rendezvous.coordinated.store.idempotency import IdempotencyKey, IdempotencyKeys, change_was_made
 from rendezvous.coordinated.store.options import DEFAULT_OPTIONS, StoreOptions
 from rendezvous.coordinated.store.reading import Reader
 from rendezvous.coordinated.store.requests import Requests
@@ -115,7 +115,7 @@ class AsyncEtcdStore:
                 return names
             revision, start = revision or answer.header.revision, answer.kvs[-1].key + b"\0"
 
-    # Writing what may be written twice.
+    # Changes. Each must be applied once, and not after its operation has ended.
 
     async def set(self, key: Key, value: str | bytes, timeout: float) -> None:
         """See :meth:`Store.set`."""
@@ -127,19 +127,25 @@ class AsyncEtcdStore:
             raise ValueError(f"multi_set needs as many values as keys, not {len(values)} for {len(keys)}")
         # A dict, because etcd refuses a transaction that writes a key twice.
         data = {self._requests.path(key): encode(value) for key, value in zip(keys, values, strict=True)}
-        deadline, options = _deadline(timeout), self._options
-        puts: list[Operation] = []
+        deadline = _deadline(timeout)
+        with self._idempotency_keys.use() as once:
+            for part in self._transactions(data):
+                puts = [put_op(path, stored, self._lease) for path, stored in part]
+                await self._send_once(once, [], [*puts, once.put(self._lease)], deadline)
+
+    def _transactions(self, data: dict[bytes, bytes]) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Divide what is to be stored into parts that fit into a transaction."""
+        part: list[tuple[bytes, bytes]] = []
         size = 0
         for path, stored in data.items():
-            if puts and (len(puts) == options.max_operations or size + len(path) + len(stored) > options.max_bytes):
-                await self._requests.send(Call.TXN, rpc_pb2.TxnRequest(success=puts), deadline)
-                puts, size = [], 0
-            puts.append(put_op(path, stored, self._lease))
-            size += len(path) + len(stored)
-        if puts:
-            await self._requests.send(Call.TXN, rpc_pb2.TxnRequest(success=puts), deadline)
-
-    # Changes that must be applied once.
+            length = len(path) + len(stored)
+            if part and (len(part) == self._options.max_operations or size + length > self._options.max_bytes):
+                yield part
+                part, size = [], 0
+            part.append((path, stored))
+            size += length
+        if part:
+            yield part
 
     async def add(self, key: Key, num: int, timeout: float) -> int:
         """See :meth:`EtcdStore.add`."""
@@ -167,11 +173,14 @@ class AsyncEtcdStore:
         ]
         write_again = put_op(path, b"", ignore_value=True, ignore_lease=True, prev_kv=True)
         create = put_op(path, NEW_COUNTER, self._lease)
-        applied = once.put(self._lease)
-        change = txn_op(is_counter, [write_again, applied], [txn_op([absent(path)], [create, applied], [get_op(path)])])
-        answer = await self._send_once(once, path, change, deadline)
+        made, not_made = once.put(self._lease), once.put(self._lease, made=False)
+        create_or_read = txn_op([absent(path)], [create, made], [get_op(path), not_made])
+        change = txn_op(is_counter, [write_again, made], [create_or_read])
+        answer = await self._send_once(once, [get_op(path)], [change], deadline)
         if answer.succeeded:
-            return to_number(key, await self._value_after(path, answer, deadline)), None
+            if _change_was_made(answer):
+                return to_number(key, await self._value_after(path, answer, deadline)), None
+            return None, _first(answer.responses[1])
         increased = answer.responses[0].response_txn
         if increased.succeeded:
             return to_number(key, _value(increased.responses[0].response_put.prev_kv)) + 1, None
@@ -211,25 +220,39 @@ class AsyncEtcdStore:
         path = self._requests.path(key)
         with self._idempotency_keys.use() as once:
             exists = compare(path, "version", 0, "GREATER")
-            change = txn_op([exists], [delete_op(path), once.put(self._lease)])
-            answer = await self._send_once(once, path, change, _deadline(timeout))
-        return bool(answer.succeeded or answer.responses[0].response_txn.succeeded)
+            change = txn_op([exists], [delete_op(path), once.put(self._lease)], [once.put(self._lease, made=False)])
+            answer = await self._send_once(once, [], [change], _deadline(timeout))
+        return _change_was_made(answer) if answer.succeeded else bool(answer.responses[0].response_txn.succeeded)
 
     # How such changes are applied.
 
     async def _send_once(
-        self, once: IdempotencyKey, path: bytes, change: Operation, deadline: float
+        self, once: IdempotencyKey, reads: Sequence[Operation], change: Sequence[Operation], deadline: float
     ) -> rpc_pb2.TxnResponse:
-        """Apply ``change``, a transaction that writes ``once``, unless it has been applied.
+        """Carry out a transaction unless it has been carried out before.
 
-        The answer says ``succeeded`` if it had been applied before.
+        Args:
+            once: an idempotency key.
+            reads: what to read if it has been carried out before.
+            change: what to do otherwise; each of its branches writes ``once``.
+            deadline: until when to try.
+
+        Returns:
+            etcd's answer. It says ``succeeded`` if the transaction had been carried out before; what is stored under
+            ``once`` is its first response then.
         """
-        request = rpc_pb2.TxnRequest(compare=[once.applied], success=[get_op(once.key), get_op(path)], failure=[change])
-        answer: rpc_pb2.TxnResponse = await self._requests.send(Call.TXN, request, deadline)
+        request = rpc_pb2.TxnRequest(compare=[once.carried_out], success=[get_op(once.key), *reads], failure=change)
+        try:
+            answer: rpc_pb2.TxnResponse = await self._requests.send(Call.TXN, request, deadline)
+        finally:
+            once.number += 1
         return answer
 
     async def _value_after(self, path: bytes, answer: rpc_pb2.TxnResponse, deadline: float) -> bytes:
-        """Return the value right after a change that had been applied before, by the answer of :meth:`_send_once`."""
+        """Return the value right after a change that had been applied before, by the answer of :meth:`_send_once`.
+
+        The answer also has what is stored under the key now.
+        """
         marks, kvs = (response.response_range.kvs for response in answer.responses)
         revision = marks[0].mod_revision
         if not kvs or kvs[0].mod_revision != revision:
@@ -266,15 +289,18 @@ class AsyncEtcdStore:
             swap = txn_op(
                 [compare(path, "mod_revision", kv.mod_revision if kv is not None else 0)],
                 [put_op(path, stored, self._lease), once.put(self._lease)],
-                [get_op(path)],
+                [get_op(path), once.put(self._lease, made=False)],
             )
-            answer = await self._send_once(once, path, swap, deadline)
+            answer = await self._send_once(once, [get_op(path)], [swap], deadline)
             if answer.succeeded:
-                return await self._value_after(path, answer, deadline)
-            result = answer.responses[0].response_txn
-            if result.succeeded:
-                return decode(path, stored, _next_version(kv))
-            kv = _first(result.responses[0])
+                if _change_was_made(answer):
+                    return await self._value_after(path, answer, deadline)
+                kv = _first(answer.responses[1])
+            else:
+                result = answer.responses[0].response_txn
+                if result.succeeded:
+                    return decode(path, stored, _next_version(kv))
+                kv = _first(result.responses[0])
             if _apply(change, kv) is None:
                 break
             pause = min(options.max_pause, self._random.uniform(options.min_pause, 3 * pause))
@@ -305,6 +331,11 @@ def _next_version(kv: KeyValue | None) -> int:
 
 def _value(kv: KeyValue) -> bytes:
     return decode(kv.key, kv.value, kv.version)
+
+
+def _change_was_made(answer: rpc_pb2.TxnResponse) -> bool:
+    """Return whether a transaction that had been carried out before, by the answer, made its change."""
+    return change_was_made(answer.responses[0].response_range.kvs[0].value)
 
 
 def _first(response: rpc_pb2.ResponseOp) -> KeyValue | None:
