@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo etcd test lint test-compiled test-pure test-asan test-etcds test-lowest test-netns \
-        test-pythons porcupine histories spec messages transcripts mutants wheels bench bench-full clean settings
+        test-pythons porcupine histories soak spec messages transcripts mutants wheels bench bench-full clean settings
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
@@ -35,6 +35,7 @@ help:
 	@echo 'make test-lowest   the tests of what uses dependencies, with the lowest versions that pyproject.toml allows'
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
 	@echo 'make histories     record histories of the store under faults, and check them for linearizability (needs Go)'
+	@echo 'make soak          300 handlers behind proxies that cut and stall, for 10 minutes: nothing is lost, nothing grows'
 	@echo 'make spec          check the specification in spec/ with TLC (needs Java)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make transcripts   write the transcripts of the simulated scenarios again'
@@ -153,7 +154,15 @@ HISTORIES_OPTIONS ?=
 
 histories: $(VENV)/.built-dev build/porcupine
 	$(BIN)/python -m tests.histories --histories $(HISTORIES) $(HISTORIES_OPTIONS)
-	$(BIN)/python -m pytest -q --require-all tests/histories
+	$(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) tests/histories tests/histories/planted.py
+
+# How long `make soak` takes, and with how many handlers.
+SOAK_SECONDS ?= 600
+SOAK_HANDLERS ?= 300
+
+soak: $(VENV)/.built-dev
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) --handlers $(SOAK_HANDLERS) --json build/soak.json
+	$(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) tests/soak tests/soak/planted.py
 
 porcupine: build/porcupine
 
