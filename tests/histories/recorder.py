@@ -91,8 +91,9 @@ def _plain(result: Any) -> Any:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a history."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Return the lines of a history. A process that was killed may have left a part of one at the end."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def merge(parts: Sequence[Path], whole: Path) -> None:
