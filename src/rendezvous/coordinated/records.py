@@ -37,6 +37,7 @@ from rendezvous.etcd.v3.operations import KeyValue
 from rendezvous.utils import quoted, run_root
 
 __all__ = [
+    "MAX_NODES",
     "MAX_ROUND",
     "Bootstrap",
     "Closed",
@@ -58,12 +59,14 @@ _QUOTED_PROBLEM = 120
 MAX_ROUND = 10**10 - 1
 """The greatest round number: ten decimal digits."""
 
-_MAX_NODES = 131072  # what a roster holds at most
+MAX_NODES = 131072
+"""How many nodes a roster holds at most."""
+
 _MAX_COUNT = 2**31 - 1
 
 _Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
 _Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
-_Nodes = Annotated[int, Meta(ge=0, le=_MAX_NODES)]
+_Nodes = Annotated[int, Meta(ge=0, le=MAX_NODES)]
 _Text = Annotated[str, Meta(max_length=1024)]
 _Address = Annotated[str, Meta(max_length=1024, pattern=r"\A[^\x00-\x20\x7f]+\Z")]  # no spaces, no control characters
 _NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
@@ -208,7 +211,7 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     pid: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     local_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = field(name="local")
     last_round: Annotated[int, Meta(ge=-1, le=MAX_ROUND)] = field(default=-1, name="last")
-    last_rank: Annotated[int, Meta(ge=-1, le=_MAX_NODES)] = field(default=-1, name="rank")
+    last_rank: Annotated[int, Meta(ge=-1, le=MAX_NODES)] = field(default=-1, name="rank")
     topology: _Text = ""
     rank_hint: _Int64 | None = field(default=None, name="hint")
 
