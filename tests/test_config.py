@@ -137,6 +137,8 @@ def test_the_run_id_and_the_address_must_be_printable(backend):
             config.check(RendezvousParameters("b", "host", run_id, 1, 1), backend)
     with pytest.raises(ValueError, match="The local address must not contain control characters"):
         config.check(RendezvousParameters("b", "host", "job", 1, 1, "host\n"), backend)
+    with pytest.raises(ValueError, match="The local address must not contain bytes that are not UTF-8"):
+        config.check(RendezvousParameters("b", "host", "job", 1, 1, "\udcff"), backend)
     config.check(RendezvousParameters("b", "host", "Grüße/日本 %2F", 1, 1, "host"), backend)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import pytest
 from hypothesis import example, given
@@ -89,6 +90,24 @@ def test_a_run_id_does_not_reach_into_another_runs_keys():
 def test_an_empty_run_id_is_refused():
     with pytest.raises(ValueError, match="run id must not be empty"):
         Keys("/rendezvous", "")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "run_id", "message"),
+    [
+        ("/p", "\udcff", "The run id must not contain bytes that are not UTF-8; it is '\\udcff'."),
+        ("/p\ud800", "r", "The prefix of the keys must not contain bytes that are not UTF-8; it is '/p\\ud800'."),
+        ("/p", "a\x00", "The run id must not contain control characters; it is 'a\\x00'."),
+    ],
+)
+def test_a_run_id_and_a_prefix_that_are_not_fit_for_a_key_are_refused(prefix, run_id, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Keys(prefix, run_id)
+
+
+def test_a_reason_that_is_not_valid_unicode_is_escaped():
+    closed = Closed.of("a\udcff", NodeRecord("node-1", 7, 0))
+    assert Closed.decode(b"k", closed.encode()) == Closed("a\\udcff", "node-1_7_0")
 
 
 def test_the_keys_of_rounds_sort_like_their_numbers():

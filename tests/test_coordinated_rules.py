@@ -209,6 +209,22 @@ def test_the_interval_between_records_grows_with_the_number_of_watchers():
 
 
 @pytest.mark.parametrize(
+    ("record", "min_nodes", "spread"),
+    [
+        (None, 2, 0.1),
+        (None, 100_000, 50.0),  # nobody has published how many nodes there are
+        (RoundRecord(0, Phase.FORMING, joined=10_000), 2, 5.0),
+        (RoundRecord(0, Phase.COMPLETE, world_size=100_000), 2, 50.0),
+        (RoundRecord(0, Phase.COMPLETE, world_size=50_000, waiting=4, spares=50_000), 2, 50.0),
+        (RoundRecord(0, Phase.COMPLETE, world_size=50_000, waiting=50_000), 2, 50.0),
+        (RoundRecord(0, Phase.FORMING, joined=2**31 - 1), 2, 65.536),  # more nodes than a round can have
+    ],
+)
+def test_campaigns_are_spread_so_that_at_most_two_thousand_start_in_a_second(record, min_nodes, spread):
+    assert rules.campaign_spread(record, min_nodes) == spread
+
+
+@pytest.mark.parametrize(
     ("record", "attempt", "place"),
     [
         (None, "", False),

@@ -6,6 +6,7 @@ This is the only module that imports torch. torchrun reaches it through ``rendez
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import api as torch_api
 
-from rendezvous import api
+from rendezvous import api, config
 from rendezvous.coordinated import handler as coordinated_handler
 from rendezvous.dynamic import handler as dynamic_handler
 from rendezvous.dynamic.backend_v2 import create_backend
@@ -36,6 +37,10 @@ def _as_store_error() -> Iterator[None]:
     except api.RendezvousConnectionError as exc:
         raise dist.DistNetworkError(str(exc)) from None
 
+
+# Within this many seconds the TCP store of rank 0 must start, and connect to itself at the node's address.
+# Name servers may need some time to learn the name of a host that was just started.
+_LONGEST_START = 30.0
 
 # torch's C++ code may keep a store, for example in a PrefixStore, without keeping its Python object: when that is
 # collected, every call fails. Stores are small and there is one for each round, so all are kept until the process ends.
@@ -138,10 +143,17 @@ class TorchHandler(torch_api.RendezvousHandler):
         backend: the name of the backend in torchrun.
         create: makes the handler. Its argument is the function that starts the TCP store that rank 0 shares with the
             workers, or None if ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` disables it.
+        join_timeout: the join timeout in seconds: the TCP store must start within it, or within 30 s if it is longer.
     """
 
-    def __init__(self, backend: str, create: Callable[[Callable[[str], int] | None], api.RendezvousHandler]) -> None:
+    def __init__(
+        self,
+        backend: str,
+        create: Callable[[Callable[[str], int] | None], api.RendezvousHandler],
+        join_timeout: float,
+    ) -> None:
         self._backend = backend
+        self._start_timeout = timedelta(seconds=min(join_timeout, _LONGEST_START))
         self._shares = os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
         self._server: dist.TCPStore | None = None
         with _as_torch():
@@ -150,7 +162,16 @@ class TorchHandler(torch_api.RendezvousHandler):
     def _serve(self, addr: str) -> int:
         # Each round gets a new store: its workers must not find the keys of the last round, and the port of an older
         # store may be closed by now.
-        self._server = dist.TCPStore(host_name=addr, port=0, is_master=True, wait_for_workers=False)
+        try:
+            self._server = dist.TCPStore(
+                host_name=addr, port=0, is_master=True, wait_for_workers=False, timeout=self._start_timeout
+            )
+        except dist.DistError as exc:
+            raise api.RendezvousError(
+                f"The TCP store that the workers connect to could not be started at '{addr}', the address of this "
+                f"node: {_why_unreachable(addr, exc)}. Set an address of this host that all nodes can resolve with "
+                f"--local-addr."
+            ) from None
         return int(self._server.port)
 
     def get_backend(self) -> str:
@@ -201,6 +222,15 @@ class TorchHandler(torch_api.RendezvousHandler):
             return self._handler.shutdown()
 
 
+def _why_unreachable(addr: str, error: Exception) -> str:
+    """Return why a TCP store could not connect to itself, in one line."""
+    try:
+        socket.getaddrinfo(addr, None)
+    except (OSError, UnicodeError) as exc:
+        return f"the address cannot be resolved ({exc})"
+    return str(error).partition("\n")[0]
+
+
 @contextmanager
 def _as_torch() -> Iterator[None]:
     try:
@@ -219,13 +249,17 @@ def create_etcd_v2_watch(params: torch_api.RendezvousParameters) -> TorchHandler
         backend, store = create_backend(parameters)
         return dynamic_handler.create_handler(store, backend, parameters, serve)
 
-    return TorchHandler(params.backend, create)
+    return TorchHandler(params.backend, create, config.JOIN_TIMEOUT.read(parameters))
 
 
 def create_etcd_v3(params: torch_api.RendezvousParameters) -> TorchHandler:
     """Make the handler of torchrun's backend ``etcd-v3``."""
     parameters = _parameters(params)
-    return TorchHandler(params.backend, lambda serve: coordinated_handler.create_handler(parameters, serve))
+    return TorchHandler(
+        params.backend,
+        lambda serve: coordinated_handler.create_handler(parameters, serve),
+        config.JOIN_TIMEOUT.read(parameters),
+    )
 
 
 def _parameters(params: Any) -> api.RendezvousParameters:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
 from rendezvous.coordinated.lifecycle import IllegalTransitionError, Lifecycle, State
 from rendezvous.coordinated.member import Member, Settings
-from rendezvous.coordinated.records import Keys, NodeRecord
+from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Limits
 from rendezvous.etcd.v3.client import Call, WatchSpec
 from rendezvous.etcd.v3.operations import put_op
@@ -158,6 +159,17 @@ def test_a_join_keeps_its_timeout_while_the_node_tries_to_watch_again():
         joining = join(member, 3)
         await until(joining.done)
         assert isinstance(joining.exception(), RendezvousConnectionError)
+
+    run(scenario())
+
+
+def test_the_campaigns_of_many_nodes_are_spread_over_the_time_that_etcd_needs():
+    async def scenario() -> None:
+        member = Run(Limits(2, 131072)).node()
+        nodes, draws = 100_000, 2000
+        member.view.record = RoundRecord(0, Phase.COMPLETE, world_size=nodes)
+        seconds = Counter(int(member._election._delay()) for _ in range(draws))
+        assert max(seconds.values()) / draws * nodes < 2 * 2000
 
     run(scenario())
 

@@ -18,7 +18,7 @@ from rendezvous.dynamic.backend_v2 import create_backend
 from rendezvous.dynamic.backend_v3 import create_backend as create_backend_of_v3
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.store import PrefixStore
-from tests.nodes import BOUND, eventually
+from tests.nodes import BOUND, eventually, join
 
 torch = pytest.importorskip("torch")
 import torch.distributed as dist  # noqa: E402
@@ -269,6 +269,28 @@ def test_sharing_can_be_switched_off(etcd, run_id, monkeypatch):
             timeout=timedelta(seconds=1),
         )
     handler.shutdown()
+
+
+@pytest.mark.parametrize("backend", ["etcd-v2-watch", "etcd-v3"])
+def test_an_address_that_does_not_resolve_is_an_error_that_names_it(etcd, etcd3, run_id, backend, monkeypatch):
+    monkeypatch.setattr("rendezvous.torchrun._LONGEST_START", 1.0)
+    params = torch_params(etcd if backend == "etcd-v2-watch" else etcd3, run_id, backend)
+    params.local_addr = "no-such-host.invalid"
+    handler = get_rendezvous_handler(params)
+    with pytest.raises(
+        torch_api.RendezvousError, match=r"'no-such-host\.invalid', .* cannot be resolved .*--local-addr"
+    ):
+        handler.next_rendezvous()
+
+
+def test_the_join_timeout_is_kept_if_the_address_of_rank_0_does_not_resolve(etcd3, run_id):
+    params = torch_params(etcd3, run_id, "etcd-v3", join_timeout="3")
+    params.local_addr = "no-such-host.invalid"
+    handler = get_rendezvous_handler(params)
+    with pytest.raises(
+        torch_api.RendezvousTimeoutError, match=r"at 'no-such-host\.invalid' did not start in time.*--local-addr"
+    ):
+        join(handler).result(BOUND)
 
 
 @pytest.mark.parametrize("name", [name for name in api.__all__ if name.endswith("Error")])

@@ -60,9 +60,10 @@ class BootstrapExchange:
 
         Raises:
             RendezvousConnectionError: etcd could not be reached in time.
+            RendezvousTimeoutError: ``serve`` did not return in time.
             ValueError: ``serve`` did not return a port.
         """
-        port = await asyncio.get_running_loop().run_in_executor(None, serve)
+        port = await self._start(serve, assignment, addr, deadline)
         if not 1 <= port <= 65535:
             raise ValueError(f"The port where the workers meet must be an integer from 1 to 65535, not {port!r}.")
         own = Bootstrap(assignment.round, assignment.attempt, assignment.first, addr, int(port))
@@ -85,6 +86,21 @@ class BootstrapExchange:
             if answer.succeeded:
                 return own
         return None
+
+    async def _start(self, serve: Callable[[], int], assignment: Assignment, addr: str, deadline: float) -> int:
+        """Call ``serve`` in a thread, and return the port. Raises RendezvousTimeoutError."""
+        loop = asyncio.get_running_loop()
+        port = loop.run_in_executor(None, serve)
+        # If the thread does not end in time, nobody waits for its outcome.
+        port.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait([port], timeout=max(0.0, deadline - loop.time()))
+        if not port.done():
+            raise RendezvousTimeoutError(
+                f"The rendezvous '{self._run_id}' timed out for node {self._name}: it is rank 0 of round "
+                f"{assignment.round}, and what the workers connect to at '{addr}' did not start in time. Check that "
+                f"'{addr}' is this host's address; torchrun sets it with --local-addr."
+            )
+        return port.result()
 
     async def wait(self, assignment: Assignment, alive: Callable[[], bool], deadline: float) -> Bootstrap | None:
         """Wait for the bootstrap; return None if the round ends or breaks before rank 0 has published it.

@@ -135,10 +135,8 @@ class Election:
 
     def _delay(self) -> float:
         """Return the seconds to wait before a campaign."""
-        record, options = self._view.record, self._options
-        nodes = 0 if record is None else max(record.world_size, record.joined)
-        notified = rules.publish_interval(nodes, urgent=True)
-        return self._random.uniform(0, min(options.max_campaign_delay, options.campaign_delay + notified))
+        spread = rules.campaign_spread(self._view.record, self._limits.min_nodes)
+        return self._random.uniform(0, self._options.campaign_delay + spread)
 
     async def _run_campaign(self) -> None:
         """Try to become the coordinator until this node or another one is."""

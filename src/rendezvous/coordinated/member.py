@@ -325,7 +325,7 @@ class Member:
 
     async def close(self, reason: str, deadline: float) -> None:
         """Close the rendezvous for all nodes, for good. Raises RendezvousConnectionError."""
-        closed, lease, ttl = Closed(reason, self._node.name), self._view.run_lease, self._settings.options.run_ttl
+        closed, lease, ttl = Closed.of(reason, self._node), self._view.run_lease, self._settings.options.run_ttl
         await close(self._client, self._keys, closed, lease, ttl, deadline)
         self._view.closed = self._view.closed or closed
         self._view.wake()

@@ -16,9 +16,8 @@ class Options:
         run_keep_alive_interval: seconds between keep-alives of the run lease.
         request_timeout: seconds within which each request of the coordinator must succeed.
         retry_delay: seconds that the coordinator waits after an error before it starts again.
-        campaign_delay: seconds of the jittered delay before a campaign, in addition to the time that etcd needs to
-            notify all watchers.
-        max_campaign_delay: the maximum of that delay, in seconds.
+        campaign_delay: seconds of the jittered delay before a campaign, in addition to the time over which those of all
+            nodes are spread.
         leave_timeout: seconds within which a node that fails to join must revoke its lease.
         inline_nodes: up to this number of members the roster is part of the round record: a few KiB in one record
             instead of one request by each node.
@@ -33,7 +32,6 @@ class Options:
     request_timeout: float = 60.0
     retry_delay: float = 1.0
     campaign_delay: float = 0.1
-    max_campaign_delay: float = 5.0
     leave_timeout: float = 5.0
     inline_nodes: int = 1024
     shard_nodes: int = 128

@@ -24,19 +24,21 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
+from rendezvous.config.setting import unprintable
+from rendezvous.coordinated.decoding import bad_record, decode_record, printable, problem_of
 from rendezvous.etcd.v3.operations import KeyValue
-from rendezvous.utils import quoted, run_root
+from rendezvous.utils import run_root
 
 __all__ = [
+    "MAX_NODES",
     "MAX_ROUND",
     "Bootstrap",
     "Closed",
@@ -50,20 +52,19 @@ __all__ = [
     "run_keys",
 ]
 
-_T = TypeVar("_T")
-
 _NODE_ID = re.compile(rb"[0-9a-f]{16}")
-_QUOTED_PROBLEM = 120
 
 MAX_ROUND = 10**10 - 1
 """The greatest round number: ten decimal digits."""
 
-_MAX_NODES = 131072  # what a roster holds at most
+MAX_NODES = 131072
+"""How many nodes a roster holds at most."""
+
 _MAX_COUNT = 2**31 - 1
 
 _Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
 _Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
-_Nodes = Annotated[int, Meta(ge=0, le=_MAX_NODES)]
+_Nodes = Annotated[int, Meta(ge=0, le=MAX_NODES)]
 _Text = Annotated[str, Meta(max_length=1024)]
 _Address = Annotated[str, Meta(max_length=1024, pattern=r"\A[^\x00-\x20\x7f]+\Z")]  # no spaces, no control characters
 _NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
@@ -76,12 +77,15 @@ class Keys:
     """The keys of one run.
 
     Raises:
-        ValueError: the run id is empty.
+        ValueError: the run id or the prefix is not fit for a key.
     """
 
     def __init__(self, prefix: str, run_id: str) -> None:
         if not run_id:
             raise ValueError("The run id must not be empty.")
+        for what, text in (("run id", run_id), ("prefix of the keys", prefix)):
+            if (problem := unprintable(text)) is not None:
+                raise ValueError(f"The {what} must not contain {problem}; it is {text!r}.")
         self.root = run_root(prefix, run_id)
         self.ctl = self.root + b"ctl/"
         self.coordinator = self.ctl + b"coordinator"
@@ -132,7 +136,7 @@ def run_keys(params: RendezvousParameters) -> Keys:
     """Return the keys of the run that ``params`` name. They begin with the configuration option ``prefix``.
 
     Raises:
-        ValueError: the run id is empty.
+        ValueError: the run id or the prefix is not fit for a key.
     """
     return Keys(config.PREFIX.read(params), params.run_id)
 
@@ -140,55 +144,6 @@ def run_keys(params: RendezvousParameters) -> Keys:
 def new_id(random: random.Random) -> str:
     """Return an attempt id or a nonce: sixteen random hexadecimal digits."""
     return f"{random.getrandbits(64):016x}"
-
-
-def printable(data: bytes, limit: int = 200) -> str:
-    """Return ``data`` as text for a message: at most ``limit`` bytes, with everything that is not printable escaped."""
-    text = data[:limit].decode("utf-8", "backslashreplace")
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return shown + ("..." if len(data) > limit else "")
-
-
-def _decode(key: bytes, data: bytes, decode: Callable[[bytes], _T]) -> _T:
-    try:
-        return decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:  # no ValueError before msgspec 0.21
-        raise _error(key, data, _problem(exc)) from None
-
-
-_JSON_TYPES = {
-    "array": "an array",
-    "bool": "true or false",
-    "bytes": "base64",
-    "float": "a fraction",
-    "int": "an integer",
-    "null": "null",
-    "object": "an object",
-    "str": "a string",
-}
-
-
-def _problem(exc: Exception) -> str:
-    """Return in one short line what is wrong, with the name of the field first."""
-    if isinstance(exc, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(exc, UnicodeDecodeError):
-        return "it is not UTF-8"
-    text, _, path = str(exc).rpartition(" - at `$")  # msgspec's form: Expected `int` >= 0 - at `$.pid`
-    text, name = (text, path.rstrip("`").lstrip(".")) if text else (str(exc), "")
-    missing = re.match("Object missing required field `(.*)`", text)
-    if missing:
-        return f"field '{missing[1]}' is missing"
-    text = re.sub("`([a-z]+)`", lambda word: _JSON_TYPES.get(word[1], f"'{word[1]}'"), text[:_QUOTED_PROBLEM])
-    text = printable(text.replace("Expected", "expected", 1).encode("utf-8", "backslashreplace"))
-    return f"field '{printable(name.encode())}': {text}" if name else text
-
-
-def _error(key: bytes, data: bytes, problem: str) -> RendezvousStateError:
-    return RendezvousStateError(
-        f"the etcd key '{printable(key)}' contains {quoted(data)}, which is not a valid record ({problem}); "
-        f"another program or another version wrote it"
-    )
 
 
 class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -208,7 +163,7 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     pid: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     local_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = field(name="local")
     last_round: Annotated[int, Meta(ge=-1, le=MAX_ROUND)] = field(default=-1, name="last")
-    last_rank: Annotated[int, Meta(ge=-1, le=_MAX_NODES)] = field(default=-1, name="rank")
+    last_rank: Annotated[int, Meta(ge=-1, le=MAX_NODES)] = field(default=-1, name="rank")
     topology: _Text = ""
     rank_hint: _Int64 | None = field(default=None, name="hint")
 
@@ -224,7 +179,7 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> NodeRecord:
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
-        return _decode(key, data, _decode_node)
+        return decode_record(key, data, _decode_node)
 
     def check(self) -> None:
         """Check that other nodes can read the record.
@@ -235,7 +190,7 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
         try:
             _decode_node(_encode(self))
         except (msgspec.MsgspecError, ValueError, OverflowError) as exc:
-            raise ValueError(f"The node {self.name[:80]!r} cannot be published: {_problem(exc)}.") from None
+            raise ValueError(f"The node {self.name[:80]!r} cannot be published: {problem_of(exc)}.") from None
 
 
 class CoordinatorRecord(Struct, frozen=True, gc=False):
@@ -256,14 +211,14 @@ class CoordinatorRecord(Struct, frozen=True, gc=False):
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> CoordinatorRecord:
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
-        return _decode(key, data, _decode_coordinator)
+        return decode_record(key, data, _decode_coordinator)
 
     @classmethod
     def check(cls, kv: KeyValue) -> None:
         """Check that a node wrote the key, and that it is bound to that node's lease. Raises RendezvousStateError."""
         if cls.decode(kv.key, kv.value).node != f"{kv.lease:016x}":
             lease = f"the lease {kv.lease:x}" if kv.lease else "no lease"
-            raise _error(kv.key, kv.value, f"it is bound to {lease}, not to the lease of the node that it names")
+            raise bad_record(kv.key, kv.value, f"it is bound to {lease}, not to the lease of the node that it names")
 
 
 class Phase(Enum):
@@ -329,13 +284,13 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> RoundRecord:
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
-        record = _decode(key, data, _decode_round)
+        record = decode_record(key, data, _decode_round)
         if record.complete and not record.world_size:
-            raise _error(key, data, "field 'world_size': a complete round has members")
+            raise bad_record(key, data, "field 'world_size': a complete round has members")
         if record.complete and not 1 <= record.shards <= record.world_size:
-            raise _error(key, data, f"field 'shards': expected 1 to {record.world_size}, the world size")
+            raise bad_record(key, data, f"field 'shards': expected 1 to {record.world_size}, the world size")
         if record.complete and not (record.attempt and record.first):
-            raise _error(key, data, "fields 'attempt' and 'first': a complete round has an attempt id and a rank 0")
+            raise bad_record(key, data, "fields 'attempt' and 'first': a complete round has an attempt id and a rank 0")
         return record
 
 
@@ -363,7 +318,7 @@ class Bootstrap(Struct, frozen=True):
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> Bootstrap:
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
-        return _decode(key, data, _decode_bootstrap)
+        return decode_record(key, data, _decode_bootstrap)
 
 
 class Closed(Struct, frozen=True):
@@ -372,6 +327,11 @@ class Closed(Struct, frozen=True):
     reason: str
     by: _NodeName
 
+    @classmethod
+    def of(cls, reason: str, node: NodeRecord) -> Closed:
+        """Return the record that ``node`` writes. What is not valid Unicode in ``reason`` is escaped."""
+        return cls(reason.encode("utf-8", "backslashreplace").decode(), node.name)
+
     def encode(self) -> bytes:
         """Return the record's bytes."""
         return _encode(self)
@@ -379,7 +339,7 @@ class Closed(Struct, frozen=True):
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> Closed:
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
-        return _decode(key, data, _decode_closed)
+        return decode_record(key, data, _decode_closed)
 
 
 _encode = msgspec.json.Encoder().encode

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from rendezvous.coordinated.records import Closed, NodeRecord, RoundRecord, printable
+from rendezvous.coordinated.records import MAX_NODES, Closed, NodeRecord, RoundRecord, printable
 from rendezvous.utils import listed, natural_key
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Move",
     "RankPolicy",
     "Step",
+    "campaign_spread",
     "choose",
     "closed_message",
     "coordinate",
@@ -44,7 +45,8 @@ __all__ = [
     "waiting",
 ]
 
-# How many messages a second all watchers together may receive of urgent round records, and of others.
+# How many messages a second all watchers together may receive of urgent round records, and of others. As many campaigns
+# may start in a second as urgent messages.
 _URGENT_MESSAGES_PER_SECOND = 2000
 _MESSAGES_PER_SECOND = 500
 _REASON_BYTES = 200
@@ -203,6 +205,21 @@ def publish_interval(watchers: int, urgent: bool) -> float:
     if urgent:
         return max(0.1, watchers / _URGENT_MESSAGES_PER_SECOND)
     return max(1.0, watchers / _MESSAGES_PER_SECOND)
+
+
+def campaign_spread(record: RoundRecord | None, min_nodes: int) -> float:
+    """Return over how many seconds the campaigns of all nodes are spread, so that etcd can process them.
+
+    A node that learns of the winner in that time does not campaign.
+
+    Args:
+        record: the last round record that the node received.
+        min_nodes: the minimum number of nodes: nodes may watch that no record counts yet.
+    """
+    nodes = min_nodes
+    if record is not None:
+        nodes = max(nodes, record.joined, record.world_size + max(record.waiting, record.spares))
+    return publish_interval(min(nodes, MAX_NODES), urgent=True)
 
 
 class Candidate(NamedTuple):
