@@ -19,8 +19,10 @@ import pytest
 
 from rendezvous import cli
 from rendezvous.bench.plan import plan_of
+from tests import etcds
 
 ROOT = Path(__file__).parent.parent
+PYTHONS = [f"3.{minor}" for minor in range(10, 16)]
 pytest.importorskip("build")
 pytest.importorskip("installer")
 
@@ -192,7 +194,7 @@ def test_an_sdist_that_differs_from_the_tree_is_reported(altered, unpacked):
 
 def test_cibuildwheel_builds_the_wheels_of_the_documentation():
     pytest.importorskip("cibuildwheel")
-    pythons = ["310", "311", "312", "313", "314", "314t"]
+    pythons = [*(version.replace(".", "") for version in PYTHONS), "314t"]
     built = set()
     for platform, archs in (("linux", "x86_64,aarch64"), ("macos", "x86_64,arm64")):
         command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform]
@@ -202,6 +204,29 @@ def test_cibuildwheel_builds_the_wheels_of_the_documentation():
     assert built == {f"cp{p}-{on}" for p in pythons for on in (*platforms, "macosx_x86_64", "macosx_arm64")}
     # The wheel for every Python is built without cibuildwheel.
     assert f"check_dist.py dist --wheels {len(built) + 1}\n" in (ROOT / ".github/workflows/wheels.yml").read_text()
+
+
+def test_every_python_is_named_wherever_pythons_are():
+    makefile = re.search(r"^PYTHONS \?= (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert makefile.replace("python", "").split() == PYTHONS
+    classifiers = re.findall(r'"Programming Language :: Python :: (3\..*)"', (ROOT / "pyproject.toml").read_text())
+    assert classifiers == PYTHONS
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    lists = [re.findall(r"3\.\d+", found) for found in re.findall(r"python-version: \|\n((?: +3\.\d+\n)+)", workflow)]
+    assert sorted(lists[1], key=PYTHONS.index) == PYTHONS
+    assert re.findall(r"3\.\d+", re.search(r"^ +python: (\[.*\])", workflow, re.MULTILINE)[1]) == PYTHONS
+    assert f"| CPython {', '.join(PYTHONS)} |" in (ROOT / "docs/releasing.md").read_text()
+
+
+def test_wheels_are_tested_on_every_etcd():
+    matrix = re.search(r"^ +etcd: \[(.*)\]", (ROOT / ".github/workflows/wheels.yml").read_text(), re.MULTILINE)[1]
+    assert matrix == ", ".join(f"v{version}" for version in etcds.EXPECTED)
+
+
+def test_the_workflow_and_the_tests_use_the_same_cibuildwheel():
+    files = ("pyproject.toml", ".github/workflows/wheels.yml")
+    versions = [re.findall(r"cibuildwheel==([\d.]+)", (ROOT / file).read_text()) for file in files]
+    assert versions[0] == versions[1] != []
 
 
 def test_the_tests_that_cibuildwheel_runs_exist():
