@@ -21,6 +21,7 @@ from rendezvous.coordinated import (
     rules,
     session,
     table,
+    tracking,
     view,
     writer,
 )
@@ -106,7 +107,7 @@ def _record_before_the_shards(patch: Patch) -> None:
     """The round record is written before the shards of the roster."""
     original = writer.Writer.put_record
 
-    async def put_record(self: Any, record: Any, with_it: Any = ()) -> None:
+    async def put_record(self: Any, record: Any, with_it: Any = (), after: Any = ()) -> None:
         await original(self, record)
         if with_it:
             await self.write(with_it)
@@ -329,7 +330,7 @@ def _new_coordinator_not_followed(patch: Patch) -> None:
 @mutant("liveness")
 def _member_ignores_compaction(patch: Patch) -> None:
     """A node does not watch again when its watch has ended because of a compaction."""
-    patch.setattr(member.Member, "_lose_track", lambda self: None)
+    patch.setattr(tracking.Tracker, "_lose_track", lambda self: None)
 
 
 @mutant("liveness", seeds=1000)
@@ -337,10 +338,9 @@ def _member_does_not_read_again(patch: Patch) -> None:
     """A node watches again after a compaction, but does not read what it has missed."""
 
     async def read_again(self: Any) -> None:
-        self._watch = None
-        await self._have_watch(1e9)
+        await self._begin(1e9)
 
-    patch.setattr(member.Member, "_read_again", read_again)
+    patch.setattr(tracking.Tracker, "_read_again", read_again)
 
 
 @mutant("store")

@@ -15,7 +15,9 @@ class Options:
         run_ttl: seconds for which the run's records outlive the last coordinator.
         run_keep_alive_interval: seconds between keep-alives of the run lease.
         request_timeout: seconds within which each request of the coordinator must succeed.
-        retry_delay: seconds that the coordinator waits after an error before it starts again.
+        retry_delay: seconds that the coordinator waits at most after an error before it tries again; twice as long
+            after each further error.
+        max_retry_delay: the maximum of that time, in seconds.
         campaign_delay: seconds of the jittered delay before a campaign, in addition to the time that etcd needs to
             notify all watchers.
         max_campaign_delay: the maximum of that delay, in seconds.
@@ -32,6 +34,7 @@ class Options:
     run_keep_alive_interval: float = 600.0
     request_timeout: float = 60.0
     retry_delay: float = 1.0
+    max_retry_delay: float = 60.0
     campaign_delay: float = 0.1
     max_campaign_delay: float = 5.0
     leave_timeout: float = 5.0
