@@ -37,9 +37,13 @@ class Etcd:
         current: the keys that exist.
         events: all changes, each with its revision.
         leases: the time to live of each lease, and the timer that ends it.
+        cluster_id: the id of the cluster; another one after some restorations.
+        restarts: how often all members were restarted, so that all connections broke.
     """
 
     def __init__(self, on_write: Callable[[Any, list[bytes]], None] = lambda writer, keys: None) -> None:
+        self.cluster_id = 1
+        self.restarts = 0
         self.revision = 1
         self.compacted = 0
         self.current: dict[bytes, Any] = {}
@@ -73,17 +77,29 @@ class Etcd:
         else:
             raise AssertionError(f"the protocol does not send {call}")
         self._settle(before, writer)
-        answer.header.revision = self.revision
+        answer.header.CopyFrom(self.header())
         return answer
+
+    def header(self) -> Message:
+        """Return the header of an answer."""
+        return rpc_pb2.ResponseHeader(cluster_id=self.cluster_id, revision=self.revision)
+
+    def restart(self) -> None:
+        """Break all connections."""
+        self.restarts += 1
+        self._wake()
 
     def _settle(self, before: int, writer: Any) -> None:
         if self.events and self.events[-1][0] > before:
             self.revision = self.events[-1][0]
             self._on_write(writer, [event.kv.key for revision, event in self.events_since(before + 1)])
-            waiting, self._changed = self._changed, set()
-            for future in sorted(waiting, key=lambda f: f.number):  # type: ignore[attr-defined]
-                if not future.done():
-                    future.set_result(None)
+            self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._changed = self._changed, set()
+        for future in sorted(waiting, key=lambda f: f.number):  # type: ignore[attr-defined]
+            if not future.done():
+                future.set_result(None)
 
     def _range(self, request: Message) -> Message:
         if request.revision and request.revision < self.compacted:

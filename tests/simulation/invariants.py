@@ -18,12 +18,15 @@ The message of a violation begins with the name of the invariant:
                       soon in a complete round, or is a spare; then nothing changes any more. No node relies on a
                       lease that has ended.
     no error is lost  No task ends with an exception that nobody receives.
+
+If etcd is restored from a snapshot, what is known of it here goes back with it. Only exclusivity has an
+exception then: a node may be in a round of the time before until it has noticed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousError
@@ -36,11 +39,24 @@ from tests.simulation.etcd import Etcd
 if TYPE_CHECKING:
     from tests.simulation.world import Node
 
-__all__ = ["Invariants", "Violation"]
+__all__ = ["Invariants", "Past", "Violation"]
 
 
 _JOIN_TIME = 25.0
 """Seconds within which a join must return if no fault happens: a lease may have to end before, and a last call."""
+
+
+class Past(NamedTuple):
+    """What was known of etcd when a snapshot of it was taken."""
+
+    record: RoundRecord | None
+    closed_at: int | None
+    returned: dict[int, dict[str, Assignment]]
+    rosters: dict[int, list[int]]
+    attempts: frozenset[str]
+    first_use: dict[int, int]
+    coordinator: Node | None
+    bootstrap: Bootstrap | None
 
 
 class Violation(AssertionError):
@@ -78,6 +94,9 @@ class Invariants:
         self._coordinator: Node | None = None
         self._bootstrap: Bootstrap | None = None
         self._may_reform = False
+        self._attempts: set[str] = set()  # of the rounds that have completed
+        self._outdated: set[str] = set()  # of the rounds that completed before a restoration
+        self._last_rounds: dict[str, int] = {}
         self.record: RoundRecord | None = None
         self.closed_at: int | None = None
         self.returned: dict[int, dict[str, Assignment]] = {}
@@ -90,6 +109,31 @@ class Invariants:
             self.violation = Violation(f"{invariant}: {text}")
             self._report(f"violation of an invariant: {invariant}: {text}")
 
+    # When etcd is restored.
+
+    def past(self) -> Past:
+        """Return what is known of etcd now."""
+        return Past(
+            self.record,
+            self.closed_at,
+            {number: dict(members) for number, members in self.returned.items()},
+            dict(self._rosters),
+            frozenset(self._attempts),
+            dict(self._first_use),
+            self._coordinator,
+            self._bootstrap,
+        )
+
+    def go_back(self, past: Past) -> None:
+        """Go by what was known when the snapshot was taken: etcd has been restored from it."""
+        self._outdated |= {*self._attempts, *past.attempts}
+        self.record, self.closed_at = past.record, past.closed_at
+        self.returned = {number: dict(members) for number, members in past.returned.items()}
+        self._rosters, self._attempts = dict(past.rosters), set(past.attempts)
+        self._first_use = dict(past.first_use)
+        self._coordinator, self._bootstrap = past.coordinator, past.bootstrap
+        self._may_reform = True
+
     def members(self, number: int) -> list[int]:
         """Return the node ids of the members of a round in the order of their ranks; empty if it is not complete."""
         return self._rosters.get(number, [])
@@ -98,6 +142,11 @@ class Invariants:
 
     def check_return(self, node: Node, place: Assignment, bootstrap: Bootstrap) -> None:
         """Check what a join returned."""
+        if self._last_rounds.get(node.name, -1) >= place.round:
+            self.fail("monotony", f"{node.name} returned from round {place.round} after a later one")
+        self._last_rounds[node.name] = place.round
+        if place.attempt in self._outdated - self._attempts:
+            return  # it has not noticed yet that etcd was restored
         others = self.returned.setdefault(place.round, {})
         if node.name in others:
             self.fail("monotony", f"{node.name} returned twice from round {place.round}")
@@ -178,6 +227,7 @@ class Invariants:
         if record.error:
             self._rosters[record.round], self._may_reform = [], True  # nobody knows the members
             return
+        self._attempts.add(record.attempt)
         number, size, limits = record.round, record.world_size, self._limits
         if self.closed_at is not None:
             self.fail("closed is final", f"round {number} completed after the rendezvous was closed")
@@ -216,7 +266,9 @@ class Invariants:
                 self.fail("exclusivity", f"round {number} completed while node {node_id:x} is in round {number - 1}")
         for node in self._nodes:  # whatever their keys say
             place = node.place
-            if node.alive and place is not None and place.round < number and node.lease in self._etcd.leases:
+            if place is None or place.attempt in self._outdated:
+                continue
+            if node.alive and place.round < number and node.lease in self._etcd.leases:
                 self.fail("exclusivity", f"round {number} completed while {node.name} is in round {place.round}")
 
     def _check_preference(self, number: int, members: list[int]) -> None:
@@ -264,13 +316,15 @@ class Invariants:
         if record is None or not record.complete:
             self.fail("liveness", f"no round is complete: {record}")
             return
-        inside = [node for node in live if node.place is not None and node.place.round == record.round]
+        inside = [node for node in live if node.place is not None and node.place.attempt == record.attempt]
         if not limits.reform_on_loss and any(node.member.node_id is None for node in inside):
             return  # as configured, the members stay in the round though a member has lost its lease
         size = rules.usable(len(live), limits)
         if len(inside) != record.world_size and limits.reform_on_loss:
             self.fail("liveness", f"{len(inside)} of the {record.world_size} members of round {record.round} are left")
-        if len(inside) < min(size, record.world_size) or (limits.upscale and len(inside) != size):
+        # Without reform_on_loss, more members than whole node units may be left of a round that has lost some.
+        fits = len(inside) == size or (len(inside) > size and not limits.reform_on_loss)
+        if len(inside) < min(size, record.world_size) or (limits.upscale and not fits):
             self.fail("liveness", f"{len(inside)} of {len(live)} nodes are in round {record.round}, not {size}")
         if record.waiting:
             self.fail("liveness", f"the round record counts {record.waiting} waiting nodes")

@@ -21,10 +21,12 @@ from rendezvous.coordinated import (
     rules,
     session,
     table,
+    tracking,
     view,
     writer,
 )
 from rendezvous.coordinated.rules import Decision, Move
+from rendezvous.etcd.v3 import client, history
 from rendezvous.etcd.v3.operations import absent, compare, prefix_end, put_op
 from tests.simulation.mutation import MUTANTS, Mutant, Patch, mutant, seeds_until_noticed
 from tests.simulation.run import process_pool
@@ -106,7 +108,7 @@ def _record_before_the_shards(patch: Patch) -> None:
     """The round record is written before the shards of the roster."""
     original = writer.Writer.put_record
 
-    async def put_record(self: Any, record: Any, with_it: Any = ()) -> None:
+    async def put_record(self: Any, record: Any, with_it: Any = (), after: Any = ()) -> None:
         await original(self, record)
         if with_it:
             await self.write(with_it)
@@ -329,7 +331,7 @@ def _new_coordinator_not_followed(patch: Patch) -> None:
 @mutant("liveness")
 def _member_ignores_compaction(patch: Patch) -> None:
     """A node does not watch again when its watch has ended because of a compaction."""
-    patch.setattr(member.Member, "_lose_track", lambda self: None)
+    patch.setattr(tracking.Tracker, "_lose_track", lambda self: None)
 
 
 @mutant("liveness", seeds=1000)
@@ -337,10 +339,9 @@ def _member_does_not_read_again(patch: Patch) -> None:
     """A node watches again after a compaction, but does not read what it has missed."""
 
     async def read_again(self: Any) -> None:
-        self._watch = None
-        await self._have_watch(1e9)
+        await self._begin(1e9)
 
-    patch.setattr(member.Member, "_read_again", read_again)
+    patch.setattr(tracking.Tracker, "_read_again", read_again)
 
 
 @mutant("store")
@@ -380,3 +381,46 @@ def _rank_0_lost_before_the_bootstrap(patch: Patch) -> None:
         return msgspec.structs.replace(found, rank_0_gone=False, lost=0) if found.complete else found
 
     patch.setattr(coordinator.Coordinator, "_record", record)
+
+
+# A restored etcd.
+
+
+@mutant("liveness", seeds=1000)
+def _restoration_not_noticed(patch: Patch) -> None:
+    """Nobody notices that etcd was restored from a snapshot."""
+    patch.setattr(history.History, "restored", lambda self, reason: None)
+
+
+@mutant("liveness", seeds=1000)
+def _interrupted_watches_not_read_again(patch: Patch) -> None:
+    """A restoration is noticed by the headers only, and not if the revision has been pushed beyond the old one."""
+    original = client.EtcdClient.watch
+
+    async def watch(self: Any, *arguments: Any, resumed: Any = None) -> Any:
+        return await original(self, *arguments)
+
+    patch.setattr(client.EtcdClient, "watch", watch)
+
+
+@mutant("monotony", seeds=1000)
+def _round_numbers_begin_again(patch: Patch) -> None:
+    """A node forgets in which rounds it has been when etcd is restored from a snapshot."""
+    original = member.Member._on_restored
+
+    def on_restored(self: Any, reason: str) -> None:
+        original(self, reason)
+        self._node = msgspec.structs.replace(self._node, last_round=-1, last_rank=-1)
+
+    patch.setattr(member.Member, "_on_restored", on_restored)
+
+
+@mutant("agreement", seeds=3000)
+def _shards_of_the_time_before(patch: Patch) -> None:
+    """A round completes although a part of its roster is lost: etcd was restored while the roster was written."""
+    original = writer.Writer.put_record
+
+    async def put_record(self: Any, record: Any, with_it: Any = (), after: Any = ()) -> None:
+        await original(self, record, with_it)
+
+    patch.setattr(writer.Writer, "put_record", put_record)

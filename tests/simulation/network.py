@@ -75,6 +75,13 @@ class Link(EtcdClient):
         self.dead = False
         self.slowness = 1.0
         self.hook: Hook = lambda stage, call, request: None
+        self._watches: dict[_LinkWatch, None] = {}
+        self.history.subscribe(self._restored)
+
+    def _restored(self, reason: str) -> None:
+        """End all watches."""
+        for watch in list(self._watches):
+            watch.lose()
 
     async def close(self) -> None:
         self.dead = True
@@ -97,13 +104,17 @@ class Link(EtcdClient):
 
         if self._conditions.late_requests and self._rng.random() < self._conditions.late_requests:
             await self.pause()
-            asyncio.get_running_loop().call_later(self._rng.uniform(0, MAX_DELAY), self._apply_late, call, request)
+            asyncio.get_running_loop().call_later(
+                self._rng.uniform(0, MAX_DELAY), self._apply_late, call, request, self._etcd.restarts
+            )
             await asyncio.sleep(min(timeout, self._rng.uniform(0, 1.0)))
             raise UnavailableError("the connection broke")
         return await self._exchange(apply, timeout)
 
-    def _apply_late(self, call: Call, request: Message) -> None:
+    def _apply_late(self, call: Call, request: Message, restarts: int) -> None:
         """Apply a request after its sender has given up. The sender may have sent others since, or may have ended."""
+        if restarts != self._etcd.restarts:
+            return  # the connection broke
         try:
             self._etcd.handle(call, request, self._owner)
         except EtcdError:
@@ -112,23 +123,27 @@ class Link(EtcdClient):
     def renew(self, lease: int, answered: Callable[[bool], None], failed: Callable[[EtcdError], None]) -> None:
         async def renew() -> None:
             try:
-                answered(await self._exchange(lambda: self._etcd.keep_alive(lease), 5.0))
+                renewed, header = await self._exchange(lambda: (self._etcd.keep_alive(lease), self._etcd.header()), 5.0)
+                known = self.history.known()
+                self.history.observe(header, self.target)
+                self.history.check(known)
+                answered(renewed)
             except EtcdError as exc:
                 failed(exc)
 
         asyncio.get_running_loop().create_task(renew())
 
-    async def _exchange(self, apply: Callable[[], Message], timeout: float) -> Message:
+    async def _exchange(self, apply: Callable[[], Any], timeout: float) -> Any:
         """Send a request and return its answer; either of them may be lost."""
         loop = asyncio.get_running_loop()
-        ends = loop.time() + timeout
+        ends, restarts = loop.time() + timeout, self._etcd.restarts
         await self.pause()
         if self.dead:
             raise asyncio.CancelledError
         if self.cut or self._rng.random() < self._conditions.lost_requests:
             await asyncio.sleep(self._until_noticed(ends) if self.cut else 0.1)
             raise UnavailableError("unavailable")
-        if self._conditions.no_leader:
+        if self._conditions.no_leader or restarts != self._etcd.restarts:
             raise UnavailableError("etcdserver: no leader")
         if self._rng.random() < self._conditions.overload:
             raise BusyError("etcdserver: too many requests")
@@ -139,6 +154,8 @@ class Link(EtcdClient):
         if self.cut:
             await asyncio.sleep(self._until_noticed(ends))
             raise UnavailableError("deadline exceeded")
+        if restarts != self._etcd.restarts:
+            raise UnavailableError("the connection broke")
         return answer
 
     def _until_noticed(self, ends: float) -> float:
@@ -155,6 +172,7 @@ class Link(EtcdClient):
         await self.pause()
         watch = _LinkWatch(self, spec, spec.revision or self._etcd.revision + 1)
         watch.task = loop.create_task(watch.run())
+        self._watches[watch] = None
         await self.pause()
         return watch
 
@@ -171,28 +189,43 @@ class _LinkWatch(Watch):
         self._number = type(self)._numbers
 
     def cancel(self) -> None:
+        self._link._watches.pop(self, None)
         if self.task is not None:
             self.task.cancel()
 
+    def lose(self) -> None:
+        """End, and say that changes may be missing."""
+        self.cancel()
+        self._spec.lost()
+
     async def run(self) -> None:
         link, etcd, last = self._link, self._link._etcd, []
+        restarts = etcd.restarts
         while True:
+            interrupted = restarts != etcd.restarts
             while link.cut or link._conditions.no_leader:
                 await asyncio.sleep(0.1)
+                interrupted = True
+            restarts = etcd.restarts
+            if interrupted:
+                self._spec.resumed()
             if self._next < etcd.compacted:
-                self._spec.lost()
+                self.lose()
                 return
             batch = [event for _, event in etcd.events_since(self._next)]
             if not batch:
                 await etcd.change(self._number)
                 await link.pause()
                 continue
-            self._next = etcd.revision + 1
+            before, self._next = self._next, etcd.revision + 1
             batch = [event for event in batch if within(event.kv.key, self._spec.key, self._spec.end)]
             if batch:
                 await link.pause()
                 while link.cut:
                     await asyncio.sleep(0.1)
+                if restarts != etcd.restarts:
+                    self._next = before  # the connection broke
+                    continue
                 if last and link._rng.random() < link._conditions.repeated_events:
                     self._spec.receive(last)
                 self._spec.receive(batch)

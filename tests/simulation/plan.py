@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 from enum import Enum
@@ -11,7 +12,7 @@ from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.rules import Limits, RankPolicy
 from tests.simulation.network import Conditions
 
-__all__ = ["CLOSED_ENDS", "FAULTS_END", "MUST_BE_STABLE", "RUN_ENDS", "Fault", "Kind", "Plan"]
+__all__ = ["CLOSED_ENDS", "FAULTS_END", "MUST_BE_STABLE", "RUN_ENDS", "Fault", "Kind", "Plan", "Restoration"]
 
 FAULTS_END = 60.0
 """The time in seconds after which there are no more faults."""
@@ -59,6 +60,29 @@ _KINDS = [
 ]
 
 
+# If the rendezvous is closed, the restored etcd may say otherwise. There are tests for that.
+_WITH_RESTORATION = frozenset(_KINDS) - {Kind.CLOSE}
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """When and how etcd is restored from a snapshot.
+
+    Attributes:
+        snapshot_at: the time of the snapshot, in seconds.
+        at: the time at which etcd stops.
+        down: seconds until it runs again.
+        new_cluster_id: whether the restored cluster has another cluster id.
+        pushed: whether other programs push the revision beyond the old one before any node sees it.
+    """
+
+    snapshot_at: float
+    at: float
+    down: float
+    new_cluster_id: bool
+    pushed: bool
+
+
 @dataclass(frozen=True)
 class Fault:
     """One event.
@@ -92,6 +116,7 @@ class Plan:
         close_at_completion: whether another program closes the rendezvous before the roster of round 1 is written.
         strike_rank_0: (round, seconds): rank 0 of that round is cut off for that time, or killed if it is 0, before
             its bootstrap is written.
+        restoration: when etcd is restored from a snapshot; None if it is not.
     """
 
     seed: int
@@ -104,6 +129,7 @@ class Plan:
     operations: int
     close_at_completion: bool
     strike_rank_0: tuple[int, float] | None
+    restoration: Restoration | None = None
 
     def options(self) -> Options:
         """Return the options of all members.
@@ -126,7 +152,15 @@ class Plan:
 
     @classmethod
     def of(cls, seed: int) -> Plan:
-        """Return the plan of a seed."""
+        """Return the plan of a seed. In one of ten, etcd is restored from a snapshot."""
+        plan, rng = cls._without_restoration(seed), random.Random(f"restoration {seed}")
+        if rng.random() >= 0.1:
+            return plan
+        faults = [fault for fault in plan.faults if fault.kind in _WITH_RESTORATION]
+        return dataclasses.replace(plan, faults=faults, close_at_completion=False, restoration=_draw_restoration(rng))
+
+    @classmethod
+    def _without_restoration(cls, seed: int) -> Plan:
         rng = random.Random(seed)
         limits = _draw_limits(rng)
         hosts = rng.randint(rules.least(limits), limits.max_nodes + 2)
@@ -158,6 +192,17 @@ class Plan:
             close_at_completion=rng.random() < 0.1,
             strike_rank_0=(rng.randint(0, 2), rng.choice([0.0, 9.0, 15.0])) if rng.random() < 0.2 else None,
         )
+
+
+def _draw_restoration(rng: random.Random) -> Restoration:
+    at = rng.uniform(1.0, FAULTS_END - 5.0)
+    return Restoration(
+        snapshot_at=max(0.1, at - rng.choice([0.5, 3.0, 10.0, 30.0])),
+        at=at,
+        down=rng.choice([0.2, 2.0, 5.0]),
+        new_cluster_id=rng.random() < 0.3,
+        pushed=rng.random() < 0.5,
+    )
 
 
 def _draw_limits(rng: random.Random) -> Limits:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
+from tests.simulation import snapshots
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Violation
 from tests.simulation.plan import CLOSED_ENDS, FAULTS_END, MUST_BE_STABLE, RUN_ENDS, Plan
@@ -73,6 +74,8 @@ async def _run(world: World, plan: Plan) -> None:
             loop.call_later(world.rng.uniform(0, 1.0), world.start, host)
     faults = Faults(world, plan)
     faults.schedule()
+    if plan.restoration is not None:
+        snapshots.schedule(world, plan.restoration)
     await world.sleep_until(FAULTS_END)
     faults.end()
     invariants.faults_until = FAULTS_END

@@ -180,14 +180,14 @@ def test_a_node_whose_join_is_cancelled_goes_on_trying_to_watch():
         member, link = job.node(), job.links[0]
         await join(member)
         link.cut = True
-        member._watch.cancel()
-        member._lose_track()
+        member._tracker._watch.cancel()
+        member._tracker._lose_track()
         joining = join(member)
         await asyncio.sleep(0.5)
         joining.cancel()
         await asyncio.wait([joining])
         link.cut = False
-        await until(lambda: member._watch is not None)
+        await until(lambda: member._tracker.watching)
         await member.leave(1)
 
     run(scenario())

@@ -72,6 +72,7 @@ class BootstrapExchange:
             if view.bootstrap == own:
                 return own  # an earlier attempt of the request was applied
             self._warn_if_foreign(assignment)
+            known = view.known()
             try:
                 answer = await self._client.txn(
                     [compare(key, "mod_revision", view.bootstrap_revision)],
@@ -82,7 +83,7 @@ class BootstrapExchange:
             except EtcdError as exc:
                 logger.warning("%s: the run lease has ended, and the run's records with it", exc)
                 return None
-            view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
+            view.read(answer.responses[-1].response_range.kvs, answer.header.revision, known)
             if answer.succeeded:
                 return own
         return None

@@ -20,6 +20,7 @@ from rendezvous.coordinated import roster, rules
 from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, Phase, RoundRecord, new_id, printable
+from rendezvous.coordinated.retry import Retry
 from rendezvous.coordinated.rules import Counts, Move
 from rendezvous.coordinated.table import Table
 from rendezvous.coordinated.view import CurrentCoordinator
@@ -63,6 +64,7 @@ class Coordinator:
         self._options = options
         self._random = random
         self._lost_record: RoundRecord | None = None
+        self._retry = Retry(options, random)
         self._writer = Writer(client, keys, fence, options.request_timeout)
         self._table = Table()
         self._nodes = NodeWatch(client, keys, self._table, self._notice_nodes)
@@ -93,12 +95,11 @@ class Coordinator:
                 logger.info("the coordinator reads the state of the run again: %s", exc)
                 await asyncio.sleep(_MIN_RETRY_DELAY)
             except (RendezvousConnectionError, RendezvousStateError) as exc:
-                logger.warning("the coordinator cannot continue: %s; trying again", exc)
-                await asyncio.sleep(self._options.retry_delay)
-            except Exception:
+                await asyncio.sleep(self._retry.fail(exc))
+            except Exception as exc:
                 # If the task ended here, the node would stay the coordinator and the run would never go on.
-                logger.exception("the coordinator failed; trying again")
-                await asyncio.sleep(self._options.retry_delay)
+                logger.exception("the coordinator failed")
+                await asyncio.sleep(self._retry.fail(exc))
             finally:
                 self._nodes.stop()
 
@@ -126,8 +127,9 @@ class Coordinator:
         found = {kv.key: kv for kv in ctl}
         self._closed = self._keys.closed in found
         self._dirty = True
-        self._last_call_ends = None
+        number, last_call_ends, self._last_call_ends = self._table.number, self._last_call_ends, None
         current = found.get(self._keys.round)
+        self._writer.check_history(current)
         self._lost_record = self._writer.record or self._lost_record
         try:
             self._writer.adopt(current)
@@ -147,6 +149,8 @@ class Coordinator:
         if not record.complete:
             self._table.open(record.round)
             self._previous = record.previous
+            if record.round == number:
+                self._last_call_ends = last_call_ends
             before = await self._read_last_members(deadline)
             await self._nodes.load(deadline)
         else:
@@ -174,9 +178,9 @@ class Coordinator:
         members, lease = self._table.members, self._writer.run_lease
         shards = Roster(list(members)).encode(record.shards)
         writes = roster.put_ops(self._keys, record.round, record.attempt, shards, list(members.values()), lease)
-        for batch in batches(writes, self._options.operations):
-            await self._writer.write(batch)
-        await self._put_record(record)
+        parts = list(batches(writes, self._options.operations))
+        await self._writer.write(*parts)
+        await self._put_record(record, after=parts)
         self._table.complete(record.round, members)
 
     async def _recount(self) -> None:
@@ -242,27 +246,39 @@ class Coordinator:
     # Deciding.
 
     async def _coordinate(self) -> None:
-        clock = asyncio.get_running_loop().time
         while not self._nodes.stale:
             self._changed.clear()
-            left = None if self._last_call_ends is None else self._last_call_ends - clock()
-            counts = self._table.counts(self._closed)
-            if not counts.complete and self._table.highest >= self._table.number:
-                self._table.open(self._table.highest + 1)  # a node was in a round that this coordinator does not know
+            try:
+                wait = await self._act()
+                self._retry.succeed()
+            except RendezvousConnectionError as exc:
+                # The table stays current, and each write compares what is stored: nothing has to be read again.
                 self._dirty = True
+                await asyncio.sleep(self._retry.fail(exc, self._table.lost()))
                 continue
-            decision = rules.coordinate(counts, self._limits, left)
-            if decision.move is not Move.WAIT:
-                logger.info("round %d: %s: %s", self._table.number, decision.move.name.lower(), decision.reason)
-                await self._move(decision.move)
-                continue
-            wait = await self._publish(counts)
-            interval = self._options.run_keep_alive_interval
-            if clock() - self._renewed_at > interval:
-                self._renewed_at = clock()
-                if not await self._client.keep_alive(self._writer.run_lease, self._writer.deadline()):
-                    raise OutdatedError
-            await self._sleep(min(wait, interval if left is None else left))
+            await self._sleep(wait)
+
+    async def _act(self) -> float:
+        """Do what the rules decide; return the seconds after which they must decide again, if nothing changes."""
+        clock = asyncio.get_running_loop().time
+        left = None if self._last_call_ends is None else self._last_call_ends - clock()
+        counts = self._table.counts(self._closed)
+        if not counts.complete and self._table.highest >= self._table.number:
+            self._table.open(self._table.highest + 1)  # a node was in a round that this coordinator does not know
+            self._dirty = True
+            return 0.0
+        decision = rules.coordinate(counts, self._limits, left)
+        if decision.move is not Move.WAIT:
+            logger.info("round %d: %s: %s", self._table.number, decision.move.name.lower(), decision.reason)
+            await self._move(decision.move)
+            return 0.0
+        wait = await self._publish(counts)
+        interval = self._options.run_keep_alive_interval
+        if clock() - self._renewed_at > interval:
+            if not await self._client.keep_alive(self._writer.run_lease, self._writer.deadline()):
+                raise OutdatedError
+            self._renewed_at = clock()
+        return min(wait, interval if left is None else left)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait for a change, at most ``seconds``."""
@@ -353,10 +369,11 @@ class Coordinator:
         writes = roster.put_ops(self._keys, number, attempt, shards, list(names.values()), lease)
         # The record is written last: a node that reads it finds the whole roster.
         *first, last = batches(writes, self._options.operations)
-        for batch in first:
-            await self._writer.write(batch)
-        # A bootstrap that is still stored belongs to an earlier round.
-        if not await self._put_record(record, [*last, delete_op(self._keys.bootstrap)]):
+        await self._writer.write(*first)
+        # A bootstrap that is still stored belongs to an earlier round. So does a store, if etcd was restored.
+        prefixes = [self._keys.of_round(kind, number) for kind in ("store", "once")]
+        leftovers = [delete_op(prefix, prefix_end(prefix)) for prefix in prefixes]
+        if not await self._put_record(record, [*last, *leftovers, delete_op(self._keys.bootstrap)], first):
             return
         self._last_call_ends = None
         self._table.complete(number, names)
@@ -367,10 +384,12 @@ class Coordinator:
             old = [self._keys.before_round(kind, number - 1) for kind in ("roster", "store", "once")]
             await self._writer.write([delete_op(*keys) for keys in old])
 
-    async def _put_record(self, record: RoundRecord, with_it: Sequence[Operation] = ()) -> bool:
-        """Write the round record and the operations ``with_it``; return False if the rendezvous is closed."""
+    async def _put_record(
+        self, record: RoundRecord, with_it: Sequence[Operation] = (), after: Sequence[Sequence[Operation]] = ()
+    ) -> bool:
+        """Do as :meth:`Writer.put_record`; return False if the rendezvous is closed."""
         try:
-            await self._writer.put_record(record, with_it)
+            await self._writer.put_record(record, with_it, after)
         except ClosedError:
             self.close()
             return False

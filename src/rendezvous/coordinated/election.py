@@ -150,6 +150,7 @@ class Election:
             if not self._may_write():
                 return
             operation = campaign_op(self._keys, session.lease, self._random, self._view.foreign_coordinator)
+            known = self._view.known()
             try:
                 answer = await self._client.txn([], [operation, read], deadline=clock() + self._ttl)
             except EtcdError:
@@ -158,4 +159,4 @@ class Election:
             except RendezvousConnectionError as exc:
                 logger.warning("node %s could not become the coordinator: %s; trying again", self._name, exc)
                 continue
-            self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision)
+            self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision, known)

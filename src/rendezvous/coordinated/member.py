@@ -26,23 +26,21 @@ from rendezvous.api import (
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.bootstrap import BootstrapExchange
 from rendezvous.coordinated.election import Election
-from rendezvous.coordinated.entry import close, enter
+from rendezvous.coordinated.entry import close, enter, withdraw
 from rendezvous.coordinated.lifecycle import Lifecycle, State
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.roster import find_rank
 from rendezvous.coordinated.rules import Assignment, Step
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.settings import Settings
+from rendezvous.coordinated.tracking import Tracker
 from rendezvous.coordinated.view import View
-from rendezvous.etcd.v3.client import EtcdClient, Watch
+from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
-from rendezvous.etcd.v3.operations import prefix_end
 
 __all__ = ["Member", "Settings"]
 
 logger = logging.getLogger(__name__)
-
-_FOREVER = 3600.0  # seconds of a request that nobody waits for; it is repeated
 
 
 class Member:
@@ -66,14 +64,16 @@ class Member:
         self._random = random
         self._lifecycle = Lifecycle()
         self._session: Session | None = None
-        self._watch: Watch | None = None
-        self._resync: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._restored = False
+        self._restorations = client.history.restorations
         self._deadline = 0.0
         self._looked_up = -1
         self._assignment: Assignment | None = None
         self._last_attempt = ""
         self._is_outsider = False
-        self._view = View(keys, self._on_change)
+        self._view = View(keys, self._on_change, client.history.restored)
+        self._tracker = Tracker(client, keys, self._view, self._live_session, node.name, settings.interval)
         self._election = Election(
             client,
             keys,
@@ -113,15 +113,20 @@ class Member:
     def num_nodes_waiting(self) -> int:
         """Return how many nodes are a reason to form the next round."""
         record, assignment = self._view.record, self._assignment
-        if record is None or self._view.closed is not None:
+        if self._view.closed is not None:
             return 0
-        if assignment is not None and (record.attempt != assignment.attempt or self._is_lost()):
-            return max(1, record.waiting)  # the others form another round without this node, or soon will
-        return record.waiting
+        waiting = 0 if record is None else record.waiting
+        replaced = assignment is not None and record is not None and record.attempt != assignment.attempt
+        if replaced or self._is_lost():
+            return max(1, waiting)  # the others form another round without this node, or soon will
+        return waiting
 
     def _is_lost(self) -> bool:
-        """Return whether this node is lost itself, which is a reason for all members to form the next round."""
-        return self._settings.limits.reform_on_loss and self.state is State.LOST
+        """Return whether this node is lost itself, which is a reason for all members to form the next round.
+
+        If etcd was restored from a snapshot, all members are lost, and they form the next round in any case.
+        """
+        return self.state is State.LOST and (self._restored or self._settings.limits.reform_on_loss)
 
     @property
     def may_close(self) -> bool:
@@ -156,6 +161,7 @@ class Member:
             RendezvousTimeoutError: no round with this node was complete in time.
         """
         self._lifecycle.begin_join()
+        self._follow_history()
         self._is_outsider = True
         self._deadline = asyncio.get_running_loop().time() + timeout
         try:
@@ -183,7 +189,7 @@ class Member:
             raise
 
     async def _find_assignment(self, timeout: float) -> Assignment:
-        self._assignment = None
+        self._assignment, self._restored = None, False
         while True:
             await self._enter(self._deadline)
             self._check_not_left()
@@ -216,8 +222,9 @@ class Member:
         while True:
             await self._prepare(deadline)
             self._check_not_left()
-            assert self._session is not None
-            session = self._session
+            session = self._live_session()
+            if session is None:
+                continue  # etcd was restored meanwhile
             try:
                 await enter(self._client, self._keys, session, self._node, self._view, self._random, deadline)
                 return
@@ -227,35 +234,26 @@ class Member:
 
     async def _prepare(self, deadline: float) -> None:
         """Get a lease and start a watch, at the same time."""
-        if self._watch is not None:
+        if self._tracker.watching:
             await self._have_session(deadline)
             return
-        # A task that has been trying to start the watch would not keep this deadline.
-        resync, self._resync = self._resync, None
-        if resync is not None:
-            resync.cancel()
-        watching = asyncio.get_running_loop().create_task(self._have_watch(deadline))
+        watching = asyncio.get_running_loop().create_task(self._tracker.start(deadline))
         try:
             await self._have_session(deadline)
             await watching
         finally:
             watching.cancel()
-            if resync is not None and self._watch is None:
-                self._lose_track()
 
     async def _have_session(self, deadline: float) -> None:
         if self._session is None or not self._session.alive:
             settings = self._settings
+            if self._settling is not None:  # the key that the node has had before must not count as another node
+                await asyncio.wait({self._settling}, timeout=settings.ttl)
             self._session = await Session.open(
                 self._client, settings.ttl, settings.interval, self._on_loss, self._random, deadline
             )
             # The rosters were searched for another node id.
             self._looked_up = self._node.last_round
-
-    async def _have_watch(self, deadline: float) -> None:
-        if self._watch is None:
-            ctl = self._keys.ctl
-            self._watch = await self._client.watch(ctl, prefix_end(ctl), self._view.receive, self._lose_track, deadline)
 
     async def _follow(self, timeout: float) -> Assignment | None:
         """Return what the node gets from a round; None if it must enter again: its lease ended, or it skips a round."""
@@ -333,17 +331,17 @@ class Member:
     async def leave(self, timeout: float) -> None:
         """Leave the run: stop all of the node's tasks, and delete its keys within ``timeout`` seconds."""
         self._lifecycle.become(State.IDLE)
+        self._client.history.unsubscribe(self._on_restored)
         self._election.stop()
-        resync, self._resync = self._resync, None
-        watch, self._watch = self._watch, None
+        self._tracker.stop()
+        settling, self._settling = self._settling, None
         session, self._session = self._session, None
         self._view.synced = False
-        if resync is not None:
-            resync.cancel()
-        if watch is not None:
-            watch.cancel()
         if session is not None:
             await session.close(asyncio.get_running_loop().time() + timeout)
+        if settling is not None:
+            await asyncio.wait({settling}, timeout=timeout)
+            settling.cancel()
 
     # Events.
 
@@ -352,7 +350,7 @@ class Member:
 
     def _on_loss(self) -> None:
         logger.warning(
-            "node %s lost its lease in the rendezvous '%s': etcd received no keep-alive for %d s",
+            "node %s lost its lease in the rendezvous '%s': no keep-alive for %d s, or its key was deleted",
             self._node.name,
             self._settings.run_id,
             self._settings.ttl,
@@ -362,19 +360,40 @@ class Member:
         self._election.step_down()
         self._view.wake()
 
-    def _lose_track(self) -> None:
-        """Start another watch and read everything, because the watch has ended and events may be missing."""
-        self._watch = None
-        self._resync = asyncio.get_running_loop().create_task(self._read_again())
+    def _follow_history(self) -> None:
+        """Be told if etcd is restored from a snapshot from now on; or see that it was while the node took no part."""
+        self._client.history.subscribe(self._on_restored)
+        if self._restorations != self._client.history.restorations:
+            self._restorations = self._client.history.restorations
+            self._view.forget()
 
-    async def _read_again(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            try:
-                await self._have_watch(clock() + _FOREVER)
-                ctl = self._keys.ctl
-                self._view.read(*await self._client.range(ctl, prefix_end(ctl), clock() + _FOREVER))
-                return
-            except RendezvousConnectionError as exc:
-                logger.warning("node %s receives no events of its run: %s; trying again", self._node.name, exc)
-                await asyncio.sleep(self._settings.interval)
+    def _on_restored(self, reason: str) -> None:
+        """Begin anew: etcd was restored, so the node's lease, its view and the round mean nothing any more."""
+        logger.warning(
+            "node %s of the rendezvous '%s' gives up its lease and joins the next round, because etcd was restored: %s",
+            self._node.name,
+            self._settings.run_id,
+            reason,
+        )
+        self._restorations = self._client.history.restorations
+        self._restored = True
+        if self.state is State.IN_ROUND:
+            self._lifecycle.become(State.LOST)
+        self._election.stop()
+        self._view.forget()
+        session, self._session = self._session, None
+        if session is not None:
+            session.abandon()
+        self._settling = asyncio.get_running_loop().create_task(self._settle(session))
+        self._view.wake()
+
+    async def _settle(self, session: Session | None) -> None:
+        """Make etcd say after a restoration what it must: that the lease is given up, and that the run is closed."""
+        deadline, closed = asyncio.get_running_loop().time() + self._settings.ttl, self._view.closed
+        try:
+            if session is not None:
+                await withdraw(self._client, self._keys, session, self._node, deadline)
+            if closed is not None:
+                await close(self._client, self._keys, closed, 0, self._settings.options.run_ttl, deadline)
+        except RendezvousConnectionError as exc:
+            logger.warning("node %s could not settle what it had written before: %s", self._node.name, exc)

@@ -30,10 +30,11 @@ class NodeWatch:
         client: the etcd cluster.
         keys: the keys of the run.
         table: what is kept current.
-        on_change: called after each change of the table, and if the watch has ended.
+        on_change: called after each change of the table, and if all must be read again.
 
     Attributes:
-        stale: whether the watch has ended, so that all must be read again.
+        stale: whether all must be read again: the watch has ended, or it was interrupted, and etcd may have been
+            restored from a snapshot meanwhile.
     """
 
     def __init__(self, client: EtcdClient, keys: Keys, table: Table, on_change: Callable[[], None]) -> None:
@@ -54,7 +55,9 @@ class NodeWatch:
         self._read_at = 0
         self.stale = False
         nodes = self._keys.nodes
-        self._watch = await self._client.watch(nodes, prefix_end(nodes), self._receive, self.lose_track, deadline)
+        self._watch = await self._client.watch(
+            nodes, prefix_end(nodes), self._receive, self.lose_track, deadline, resumed=self.lose_track
+        )
 
     def stop(self) -> None:
         """End the watch."""

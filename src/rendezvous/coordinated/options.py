@@ -15,7 +15,9 @@ class Options:
         run_ttl: seconds for which the run's records outlive the last coordinator.
         run_keep_alive_interval: seconds between keep-alives of the run lease.
         request_timeout: seconds within which each request of the coordinator must succeed.
-        retry_delay: seconds that the coordinator waits after an error before it starts again.
+        retry_delay: seconds that the coordinator waits at most after an error before it tries again; twice as long
+            after each further error.
+        max_retry_delay: the maximum of that time, in seconds.
         campaign_delay: seconds of the jittered delay before a campaign, in addition to the time over which those of all
             nodes are spread.
         leave_timeout: seconds within which a node that fails to join must revoke its lease.
@@ -31,6 +33,7 @@ class Options:
     run_keep_alive_interval: float = 600.0
     request_timeout: float = 60.0
     retry_delay: float = 1.0
+    max_retry_delay: float = 60.0
     campaign_delay: float = 0.1
     leave_timeout: float = 5.0
     inline_nodes: int = 1024

@@ -106,6 +106,10 @@ class Session:
             self._stop()
             self._on_loss()
 
+    def abandon(self) -> None:
+        """Do not renew the lease any more: after etcd was restored it may not exist, or be another node's."""
+        self._stop()
+
     async def close(self, deadline: float) -> None:
         """Revoke the lease. If etcd cannot be reached, the lease ends after its time to live."""
         self._stop()

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.coordinated.records import Bootstrap, Closed, CoordinatorRecord, Keys, RoundRecord
+from rendezvous.coordinated.records import (
+    Bootstrap,
+    Closed,
+    CoordinatorRecord,
+    Keys,
+    RoundRecord,
+    printable,
+)
 from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue
 
-__all__ = ["CurrentCoordinator", "View"]
+__all__ = ["CurrentCoordinator", "Known", "View", "older_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +31,20 @@ class CurrentCoordinator(NamedTuple):
     value: bytes
 
 
+class Known(NamedTuple):
+    """What was known when a read was sent: how often the view has forgotten everything, and the keys' revisions."""
+
+    forgotten: int
+    revisions: Mapping[bytes, int]
+
+
 class View:
     """The records under ``ctl/``, each at the newest revision that was received. Repeated and older events are ignored.
 
     Args:
         keys: the keys of the run.
         on_change: called after each change.
+        on_restored: called with the reason if a key that was read shows that etcd was restored from a snapshot.
 
     Attributes:
         record: the round record; None if there is none or it is not valid.
@@ -41,9 +56,13 @@ class View:
         synced: whether all of ``ctl/`` has been read. Before that, a key that the view does not know may exist.
     """
 
-    def __init__(self, keys: Keys, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, keys: Keys, on_change: Callable[[], None], on_restored: Callable[[str], None] = lambda reason: None
+    ) -> None:
         self._keys = keys
         self._on_change = on_change
+        self._on_restored = on_restored
+        self._forgotten = 0
         self._revisions: dict[bytes, int] = {}
         self._present: dict[bytes, None] = {}
         self._waiters: dict[asyncio.Future[None], None] = {}
@@ -86,19 +105,36 @@ class View:
         if changed:
             self.wake()
 
-    def update(self, found: Iterable[KeyValue]) -> None:
-        """Apply a read of some keys of ``ctl/``."""
-        changed = False
-        for kv in found:
-            changed |= self._apply(kv.key, kv, gone=False)
-        if changed:
-            self.wake()
+    def known(self) -> Known:
+        """Return what is known now, to be compared with a read that is sent next."""
+        return Known(self._forgotten, dict(self._revisions))
 
-    def read(self, found: Iterable[KeyValue], revision: int) -> None:
-        """Apply a read of all of ``ctl/`` at ``revision``: a key that is not in ``found`` does not exist."""
+    def forget(self) -> None:
+        """Forget everything, because etcd was restored, but that the rendezvous is closed: that is final."""
+        self._forgotten += 1
+        self._revisions.clear()
+        self._present.clear()
+        self._errors.clear()
+        self.record = self.coordinator = self.bootstrap = None
+        self.record_revision = self.run_lease = 0
+        self.synced = False
+
+    def read(self, found: Iterable[KeyValue], revision: int, known: Known) -> None:
+        """Apply a linearizable read of all of ``ctl/`` at ``revision``: a key that is not in ``found`` does not exist.
+
+        Args:
+            found: the keys that exist.
+            revision: the revision of the answer.
+            known: what :meth:`known` returned before the request was sent. A key that is older now was restored.
+        """
+        existing = {kv.key: kv for kv in found}
+        if known.forgotten == self._forgotten:
+            before = known.revisions
+            older = next((kv for kv in existing.values() if kv.mod_revision < before.get(kv.key, 0)), None)
+            if older is not None:
+                self._on_restored(older_key(older, before[older.key]))  # which makes the view forget everything
         changed = not self.synced
         self.synced = True
-        existing = {kv.key: kv for kv in found}
         for key, kv in existing.items():
             changed |= self._apply(key, kv, gone=False)
         for key in [key for key in self._present if key not in existing]:
@@ -174,3 +210,8 @@ class View:
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def older_key(kv: KeyValue, revision: int) -> str:
+    """Return in words that a key is older than it has been: the reason to conclude that etcd was restored."""
+    return f"the key '{printable(kv.key)}' was written at revision {kv.mod_revision}, and it has been at {revision}"

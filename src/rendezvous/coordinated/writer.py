@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 
 from rendezvous.coordinated.records import Keys, RoundRecord
-from rendezvous.coordinated.view import CurrentCoordinator
+from rendezvous.coordinated.view import CurrentCoordinator, older_key
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.operations import KeyValue, Operation, absent, compare, get_op, put_op
 
@@ -50,6 +50,7 @@ class Writer:
 
     def __init__(self, client: EtcdClient, keys: Keys, fence: CurrentCoordinator, timeout: float) -> None:
         self._client = client
+        self._restorations = client.history.restorations
         self._keys = keys
         self._timeout = timeout
         key = keys.coordinator
@@ -63,14 +64,38 @@ class Writer:
         """Return when a request that is sent now must have succeeded."""
         return asyncio.get_running_loop().time() + self._timeout
 
+    def check_history(self, kv: KeyValue | None) -> None:
+        """Check that etcd was not restored from a snapshot since this node was elected.
+
+        Args:
+            kv: the round record, as it was read just now.
+
+        Raises:
+            DeposedError: it was. All users of the client have been told, and the node takes part anew.
+        """
+        history = self._client.history
+        known = self.revision if history.restorations == self._restorations else 0
+        if kv is not None and kv.mod_revision < known:
+            history.restored(older_key(kv, known))
+        if history.restorations != self._restorations:
+            raise DeposedError
+
     def adopt(self, kv: KeyValue | None) -> None:
         """Go by the round record that was read. Raises RendezvousStateError if it is not valid."""
         self.revision = 0 if kv is None else kv.mod_revision
         self.record = None
         self.record = None if kv is None else RoundRecord.decode(kv.key, kv.value)
 
-    async def put_record(self, record: RoundRecord, with_it: Sequence[Operation] = ()) -> None:
+    async def put_record(
+        self, record: RoundRecord, with_it: Sequence[Operation] = (), after: Sequence[Sequence[Operation]] = ()
+    ) -> None:
         """Write the round record and the operations ``with_it``.
+
+        Args:
+            record: the record.
+            with_it: further operations.
+            after: transactions that were written before, and must still be there: they are not if etcd was restored
+                since. They are atomic, so one key of each shows that all exist.
 
         Raises:
             ClosedError: the rendezvous is closed.
@@ -79,7 +104,12 @@ class Writer:
         """
         key, value = self._keys.round, record.encode()
         answer = await self._client.txn(
-            [*self._fence, compare(key, "mod_revision", self.revision), absent(self._keys.closed)],
+            [
+                *self._fence,
+                compare(key, "mod_revision", self.revision),
+                absent(self._keys.closed),
+                *(compare(part[0].request_put.key, "version", 0, "GREATER") for part in after),
+            ],
             [*with_it, put_op(key, value, self.run_lease)],
             [get_op(self._keys.coordinator), get_op(self._keys.closed), get_op(key)],
             deadline=self.deadline(),
@@ -95,13 +125,21 @@ class Writer:
             raise OutdatedError
         self.revision, self.record = answer.header.revision, record
 
-    async def write(self, operations: Sequence[Operation]) -> None:
-        """Write keys that no other request writes, or delete keys that nobody needs. Raises DeposedError."""
-        answer = await self._client.txn(
-            self._fence, operations, [get_op(self._keys.coordinator)], deadline=self.deadline()
-        )
-        if not answer.succeeded:
-            self._check(answer.responses[0].response_range.kvs)
+    async def write(self, *parts: Sequence[Operation]) -> None:
+        """Write keys that no other request writes, or delete keys that nobody needs.
+
+        Args:
+            parts: the operations, in one transaction for each part.
+
+        Raises:
+            DeposedError: another node has been elected.
+        """
+        for operations in parts:
+            answer = await self._client.txn(
+                self._fence, operations, [get_op(self._keys.coordinator)], deadline=self.deadline()
+            )
+            if not answer.succeeded:
+                self._check(answer.responses[0].response_range.kvs)
 
     def _check(self, found: Sequence[KeyValue]) -> None:
         """Raise DeposedError if the coordinator's key is not the one that this node created."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.coordinated.records import Keys, run_keys
-from rendezvous.coordinated.store import EtcdStore
+from rendezvous.coordinated.store import EtcdStore, StoreOptions
 from rendezvous.dynamic.backend import RendezvousBackend, Token, index_of
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import EtcdClient
@@ -141,10 +141,10 @@ class EtcdRendezvousBackend(RendezvousBackend):
         # A watch from an old revision would make etcd scan all writes since then, of all keys.
         start = self._seen[1] if self._seen[0] == known else known
         while True:
-            kv, compacted = await self._next_write(start + 1, deadline)
+            kv, missed = await self._next_write(start + 1, deadline)
             if kv is not None:
                 return self._state(kv)
-            if not compacted:
+            if not missed:
                 return None
             found, start = await self._client.range(self._key, b"", self._deadline())
             if not found:
@@ -154,13 +154,13 @@ class EtcdRendezvousBackend(RendezvousBackend):
                 return current
 
     async def _next_write(self, start: int, deadline: float) -> tuple[KeyValue | None, bool]:
-        """Return the first event from revision ``start`` on, if it is a write; and whether etcd has compacted it."""
+        """Return the first event from revision ``start`` on, if it is a write; and whether events may be missing."""
         loop = asyncio.get_running_loop()
         over: asyncio.Future[tuple[KeyValue | None, bool]] = loop.create_future()
 
-        def end(kv: KeyValue | None, compacted: bool) -> None:
+        def end(kv: KeyValue | None, missed: bool) -> None:
             if not over.done():
-                over.set_result((kv, compacted))
+                over.set_result((kv, missed))
 
         def receive(events: Sequence[Event]) -> None:
             end(None if events[0].type == DELETE else events[0].kv, False)
@@ -169,7 +169,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
             end(None, True)
 
         limit = max(deadline, self._deadline())
-        watch = await self._client.watch(self._key, b"", receive, lost, limit, start)
+        # If the watch was interrupted, etcd may have been restored from a snapshot, and the revisions mean nothing.
+        watch = await self._client.watch(self._key, b"", receive, lost, limit, start, resumed=lost)
         timer = loop.call_at(deadline, end, None, False)
         try:
             return await over
@@ -193,5 +194,5 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     keys = run_keys(params)
     timeout = config.DYNAMIC_V3_READ_TIMEOUT.read(params)
     client = connect(params)
-    store = EtcdStore(client, keys, number=0, lease=0, since=0)
+    store = EtcdStore(client, keys, number=0, lease=0, since=0, options=StoreOptions(refuse_restored=False))
     return EtcdRendezvousBackend(client, keys, timeout=timeout), store

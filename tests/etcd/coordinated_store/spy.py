@@ -60,9 +60,9 @@ class Spy(GrpcEtcdClient):
             raise UnavailableError("the answer was lost")
         return answer
 
-    async def watch(self, key, end, receive, lost, deadline, revision=0):
+    async def watch(self, key, end, receive, lost, deadline, revision=0, **options):
         self.watched.append((key, end, revision))
-        return await super().watch(key, end, receive, lost, deadline, revision)
+        return await super().watch(key, end, receive, lost, deadline, revision, **options)
 
     def deliver(self, requests):
         """Have etcd get requests late."""

@@ -21,6 +21,8 @@ class StoreOptions:
         min_request_timeout: seconds that a request may take even if the operation's timeout is shorter.
         min_pause: the shortest pause between two attempts of a compare-and-swap, in seconds.
         max_pause: the longest pause.
+        refuse_restored: whether all operations fail once etcd was restored from a snapshot, because what was written
+            since the snapshot is lost. A store that outlives its round does not fail.
     """
 
     max_operations: int = 100
@@ -31,6 +33,7 @@ class StoreOptions:
     min_request_timeout: float = 1.0
     min_pause: float = 0.01
     max_pause: float = 2.0
+    refuse_restored: bool = True
 
 
 DEFAULT_OPTIONS = StoreOptions()

@@ -128,7 +128,11 @@ class Reader:
         async def watch(group: Sequence[bytes]) -> None:
             end = group[-1] + b"\0" if len(group) > 1 else b""
             limit = self._request_deadline(deadline)
-            watches.append(await self._requests.client.watch(group[0], end, pending.receive, lost, limit, start))
+            receive, resumed = pending.receive, pending.give_up
+            # If the watch was interrupted, etcd may have been restored from a snapshot, and have the keys already.
+            watches.append(
+                await self._requests.client.watch(group[0], end, receive, lost, limit, start, resumed=resumed)
+            )
 
         timer = loop.call_at(deadline, pending.give_up)
         try:

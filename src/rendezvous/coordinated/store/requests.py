@@ -29,6 +29,7 @@ class Requests:
         self.prefix = prefix
         self.options = options
         self.newest = 0
+        self._restorations = client.history.restorations
 
     def path(self, key: Key) -> bytes:
         """Return the etcd key for a key of the store. Raises ValueError if it is neither ``str`` nor ``bytes``."""
@@ -43,8 +44,10 @@ class Requests:
 
         Raises:
             CompactedError: the revision that was asked for is compacted.
-            RendezvousConnectionError: the lease of the store has ended, or see :meth:`EtcdClient.request`.
+            RendezvousConnectionError: the lease of the store has ended, etcd was restored from a snapshot, or see
+                :meth:`EtcdClient.request`.
         """
+        self._check_not_restored()
         try:
             answer = await self.client.request(call, message, deadline)
         except LeaseNotFoundError as exc:
@@ -53,5 +56,17 @@ class Requests:
                 f"coordinator has renewed the lease for too long ({exc})",
                 retryable=False,
             ) from None
+        self._check_not_restored()
         self.newest = max(self.newest, answer.header.revision)
         return answer
+
+    def _check_not_restored(self) -> None:
+        if not self.options.refuse_restored:
+            return
+        if self.client.history.restorations != self._restorations:
+            raise RendezvousConnectionError(
+                f"etcd at {self.client.target} was restored from a snapshot: what was written to the etcd store "
+                f"{quoted_key(self.prefix)} since then is lost. The nodes form the next round, which has a store of "
+                f"its own",
+                retryable=False,
+            )

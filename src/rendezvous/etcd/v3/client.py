@@ -24,6 +24,7 @@ from rendezvous.etcd.v3.errors import (
     RefusedError,
     UnavailableError,
 )
+from rendezvous.etcd.v3.history import History
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import Condition, Event, KeyValue, Message, Operation
 
@@ -104,7 +105,9 @@ class WatchSpec:
         end: the end of the range; empty for ``key`` alone.
         receive: called with the changes, in their order. The same change may come twice.
         lost: called once, instead of ``receive``, when the watch has ended: etcd has compacted changes that were not
-            received yet, or does not permit the watch any more.
+            received yet, or does not permit the watch any more, or was restored from a snapshot.
+        resumed: called each time the watch has been interrupted and continues. If etcd was restored meanwhile, and has
+            gone beyond the old revision, changes may be missing: whoever depends on them must read again.
         revision: the first revision to report; 0 for the changes from now on.
     """
 
@@ -112,6 +115,7 @@ class WatchSpec:
     end: bytes
     receive: Callable[[Sequence[Event]], None]
     lost: Callable[[], None]
+    resumed: Callable[[], None] = lambda: None
     revision: int = 0
 
     @property
@@ -139,9 +143,13 @@ class EtcdClient(ABC):
     Args:
         random: jitters the backoff.
         options: limits and time-outs.
+
+    Attributes:
+        history: notices that etcd was restored from a snapshot.
     """
 
     def __init__(self, random: random.Random, options: ClientOptions | None = None) -> None:
+        self.history = History()
         self._random = random
         self.options = options or ClientOptions()
         self._no_space_logged_at = float("-inf")
@@ -203,13 +211,22 @@ class EtcdClient(ABC):
         """Send a request until it succeeds.
 
         Raises:
-            CompactedError: etcd has compacted the revision.
+            CompactedError: etcd has compacted the revision, or has been restored from an older one.
             LeaseNotFoundError: etcd does not have the lease.
             RendezvousConnectionError: the deadline passed, or etcd refused the request for good.
         """
-        return await self._try_until(
-            lambda timeout: self._attempt(call, message, timeout, deadline), call.task, deadline, call is Call.REVOKE
-        )
+        first, reads, history = self.history.known(), call is Call.RANGE, self.history
+
+        async def attempt(timeout: float) -> Message:
+            if reads and message.revision:
+                history.check_revision(first)
+            known = history.known()
+            answer = await self._attempt(call, message, timeout, deadline)
+            history.check(known)
+            history.observe(answer.header, self.target, None if reads and message.serializable else known)
+            return answer
+
+        return await self._try_until(attempt, call.task, deadline, call is Call.REVOKE)
 
     async def keep_alive(self, lease: int, deadline: float) -> bool:
         """Renew a lease. Returns False if it has ended. Raises as :meth:`request` does."""
@@ -243,6 +260,7 @@ class EtcdClient(ABC):
         lost: Callable[[], None],
         deadline: float,
         revision: int = 0,
+        resumed: Callable[[], None] = lambda: None,
     ) -> Watch:
         """Watch the keys from ``key`` to before ``end``. Returns as soon as no change from now on can be missed.
 
@@ -253,11 +271,12 @@ class EtcdClient(ABC):
             lost: see :class:`WatchSpec`.
             deadline: until when to try.
             revision: see :class:`WatchSpec`.
+            resumed: see :class:`WatchSpec`.
 
         Raises:
             RendezvousConnectionError: the deadline passed, or etcd does not permit the watch.
         """
-        return await self._watch(WatchSpec(key, end, receive, lost, revision), deadline)
+        return await self._watch(WatchSpec(key, end, receive, lost, resumed, revision), deadline)
 
     async def _try_until(
         self, attempt: Callable[[float], Awaitable[_T]], task: str, deadline: float, quiet: bool = False

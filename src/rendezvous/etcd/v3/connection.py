@@ -41,8 +41,8 @@ class GrpcEtcdClient(EtcdClient):
         super().__init__(random.Random(), options)
         self._endpoints = Endpoints(endpoints, credentials or Credentials(), self.options)
         self._limiter = Limiter(self.options.max_in_flight)
-        self._keep_alives = KeepAlives(self._endpoints, self.options.keep_alive_timeout)
-        self._watches = Watches(self._endpoints)
+        self._keep_alives = KeepAlives(self._endpoints, self.history, self.options.keep_alive_timeout)
+        self._watches = Watches(self._endpoints, self.history)
         self._closed = False
 
     @property

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from rendezvous.etcd.v3.endpoints import Endpoints
 from rendezvous.etcd.v3.errors import EtcdError, UnavailableError
+from rendezvous.etcd.v3.history import History
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.streams import Stream
 
@@ -30,6 +31,7 @@ class KeepAlives(Stream[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveRes
 
     Args:
         endpoints: the endpoints of the cluster.
+        history: notices that etcd was restored from a snapshot.
         timeout: after how many seconds without an answer another endpoint is asked, at most. It is a third of the
             lease's time to live if that is shorter, so that the lease survives an endpoint that does not answer.
     """
@@ -37,8 +39,8 @@ class KeepAlives(Stream[rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveRes
     METHOD = ("Lease/LeaseKeepAlive", rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseKeepAliveResponse)
     PURPOSE = "keep-alives"
 
-    def __init__(self, endpoints: Endpoints, timeout: float) -> None:
-        super().__init__(endpoints)
+    def __init__(self, endpoints: Endpoints, history: History, timeout: float) -> None:
+        super().__init__(endpoints, history)
         self._timeout = timeout
         self._pending: dict[int, list[_Renewal]] = {}
         self._ttls: dict[int, int] = {}

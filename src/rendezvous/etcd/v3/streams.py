@@ -13,6 +13,7 @@ import grpc.aio
 
 from rendezvous.etcd.v3.endpoints import Endpoint, Endpoints, Metadata
 from rendezvous.etcd.v3.errors import EtcdError
+from rendezvous.etcd.v3.history import History
 
 __all__ = ["Stream"]
 
@@ -33,6 +34,7 @@ class Stream(ABC, Generic[_Request, _Answer]):
 
     Args:
         endpoints: the endpoints of the cluster.
+        history: notices that etcd was restored from a snapshot.
     """
 
     METHOD: ClassVar[tuple[str, Any, Any]]
@@ -41,8 +43,9 @@ class Stream(ABC, Generic[_Request, _Answer]):
     PURPOSE: ClassVar[str]
     """What the stream carries, for messages."""
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, history: History) -> None:
         self._endpoints = endpoints
+        self._history = history
         self._outbox: asyncio.Queue[_Request] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
@@ -51,6 +54,7 @@ class Stream(ABC, Generic[_Request, _Answer]):
         self._user: Metadata = ()
         """The token that the stream was opened with."""
         endpoints.on_return.append(self._move)
+        history.subscribe(self._restored)
 
     # What a stream is used for.
 
@@ -84,6 +88,11 @@ class Stream(ABC, Generic[_Request, _Answer]):
             self._task = None
             if self._needed():
                 self._open()
+
+    def _restored(self, reason: str) -> None:
+        """Open the stream again, because etcd was restored: it may lead to a member of the time before."""
+        if self._task is not asyncio.current_task():  # if this stream noticed it, it ends by itself
+            self._move()
 
     async def close(self) -> None:
         """Close the stream for good."""
@@ -129,6 +138,9 @@ class Stream(ABC, Generic[_Request, _Answer]):
             while (answer := await call.read()) is not grpc.aio.EOF:
                 self._failures = 0
                 self._endpoints.succeeded()
+                known = self._history.known()
+                self._history.observe(answer.header, endpoint.target)
+                self._history.check(known)
                 self._received(answer)
             await call.code()
             raise EtcdError(f"the stream ended: {await call.details()}", endpoint.target, retryable=True)

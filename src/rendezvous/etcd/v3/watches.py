@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3.client import Watch, WatchSpec
 from rendezvous.etcd.v3.endpoints import Endpoints
 from rendezvous.etcd.v3.errors import EtcdError, RefusedError, translate_watch_cancel
+from rendezvous.etcd.v3.history import History
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.streams import Stream
 
@@ -48,6 +50,7 @@ class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
 
     Args:
         endpoints: the endpoints of the cluster.
+        history: notices that etcd was restored from a snapshot.
     """
 
     METHOD = ("Watch/Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse)
@@ -55,8 +58,8 @@ class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
     # A member that loses its leader breaks the stream, rather than sending nothing.
     METADATA = (("hasleader", "true"),)
 
-    def __init__(self, endpoints: Endpoints) -> None:
-        super().__init__(endpoints)
+    def __init__(self, endpoints: Endpoints, history: History) -> None:
+        super().__init__(endpoints, history)
         self._watches: dict[_StreamWatch, None] = {}
         # On the open stream: the watches that etcd has not created yet, which it answers in order, and the others.
         self._requested: deque[_StreamWatch] = deque()
@@ -138,6 +141,8 @@ class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
         watch.revision = watch.revision or answer.header.revision + 1
         if not watch.started.done():
             watch.started.set_result(None)
+        elif not watch.started.cancelled():
+            _call(watch.spec.resumed, watch, "the resumption of the watch of '%s' could not be processed")
 
     def _canceled(self, answer: rpc_pb2.WatchResponse, watch: _StreamWatch | None) -> None:
         if watch is None or watch not in self._watches:
@@ -171,10 +176,19 @@ class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
 
     def _lose(self, watch: _StreamWatch) -> None:
         self._watches.pop(watch, None)
-        try:
-            watch.spec.lost()
-        except Exception:
-            logger.exception("the end of the watch of '%s' could not be processed", watch.spec.name)
+        _call(watch.spec.lost, watch, "the end of the watch of '%s' could not be processed")
+
+    def _restored(self, reason: str) -> None:
+        """End all watches, because etcd was restored: they wait for revisions that it may reach at any time or never.
+
+        A watch that has not started yet goes on if it reports the changes from now on.
+        """
+        for watch in list(self._watches):
+            if watch.started.done() or watch.revision:
+                if not watch.started.done():
+                    watch.started.set_result(None)
+                self._lose(watch)
+        super()._restored(reason)
 
     def _broken(self, error: EtcdError) -> None:
         self._reason = error.reason
@@ -189,3 +203,11 @@ class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
                         retryable=False,
                     )
                 )
+
+
+def _call(callback: Callable[[], None], watch: _StreamWatch, complaint: str) -> None:
+    """Call it. An error in one callback must not end the other watches."""
+    try:
+        callback()
+    except Exception:
+        logger.exception(complaint, watch.spec.name)
