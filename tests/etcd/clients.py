@@ -83,11 +83,12 @@ class Spy(GrpcEtcdClient):
 
 
 @contextlib.asynccontextmanager
-async def connected(*endpoints, options=None):
-    """A client of servers, each given by its port or as host and port."""
+async def connected(*endpoints, options=None, restorations=0):
+    """A client of servers, each given by its port or as host and port; etcd is restored from snapshots so often."""
     client = Spy([("127.0.0.1", each) if isinstance(each, int) else each for each in endpoints], options=options)
     try:
         yield client
+        assert client.history.restorations == restorations
     finally:
         await client.close()
 

@@ -48,6 +48,7 @@ async def leave(nodes: list[Member], *clients: GrpcEtcdClient) -> None:
     await asyncio.gather(*(node.leave(5) for node in nodes))
     for client in clients:
         await client.close()
+        assert client.history.restorations == 0
 
 
 def test_many_nodes_join_while_etcds_leader_is_killed(run_id):

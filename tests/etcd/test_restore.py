@@ -204,7 +204,7 @@ async def test_a_run_that_is_closed_in_the_snapshot_is_closed(run_id, save, push
 async def test_a_watch_is_lost_and_another_one_reports(run_id, save):
     key = f"/{run_id}".encode()
     with Cluster(1) as cluster:
-        async with connected(*cluster.ports) as client:
+        async with connected(*cluster.ports, restorations=1) as client:
             loop, observer, fresh = asyncio.get_running_loop(), Observer(), Observer()
             restore = await loop.run_in_executor(None, save, cluster)
             await observer.watch(client, key)

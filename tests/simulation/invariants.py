@@ -14,6 +14,7 @@ The message of a violation begins with the name of the invariant:
     reason            Members are asked to form the next round only if a node was lost, has returned, or is new.
     records           While there is a coordinator, the records of the run are not deleted.
     store             The revision from which a member watches the store of a round is not later than its first use.
+    history           No node believes that etcd was restored from a snapshot if it was not.
     liveness          Without faults, a join returns soon if enough nodes run. Once the faults have ended, every node is
                       soon in a complete round, or is a spare; then nothing changes any more. No node relies on a
                       lease that has ended.
@@ -165,6 +166,13 @@ class Invariants:
         host = bootstrap.addr.removeprefix("node-")
         if (bootstrap.attempt, bootstrap.node) != (place.attempt, place.first) or bootstrap.port != 29500 + int(host):
             self.fail("meeting point", f"{node.name} in round {place.round} received {bootstrap}")
+
+    # When a node concludes that etcd was restored.
+
+    def check_history(self, node: Node, reason: str) -> None:
+        """Check that etcd was restored at all, as a node says."""
+        if not self._etcd.restarts:
+            self.fail("history", f"{node.name} believes that etcd was restored: {reason}")
 
     # After each write.
 

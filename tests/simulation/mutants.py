@@ -424,3 +424,14 @@ def _shards_of_the_time_before(patch: Patch) -> None:
         await original(self, record, with_it)
 
     patch.setattr(writer.Writer, "put_record", put_record)
+
+
+@mutant("history")
+def _answers_must_come_in_order(patch: Patch) -> None:
+    """An answer is compared with what is known when it comes, not with what was known before the request."""
+    original = history.History.observe
+
+    def observe(self: Any, header: Any, endpoint: str, known: Any = None) -> None:
+        original(self, header, endpoint, None if known is None else self.known())
+
+    patch.setattr(history.History, "observe", observe)

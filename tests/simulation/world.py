@@ -156,6 +156,7 @@ class World:
         settings = Settings(_RUN_ID, self.limits, _KEEP_ALIVE_INTERVAL, TTL, self.options)
         node = Node(short_name(record.name), host, link, Member(link, self.keys, record, settings, rng))
         link._owner = node
+        link.history.subscribe(lambda reason: self.invariants.check_history(node, reason))
         link.hook = lambda stage, call, request: self.hook(node, stage, call, request)
         self.nodes.append(node)
         self.note(node.name, "starts")

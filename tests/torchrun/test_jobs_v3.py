@@ -18,6 +18,7 @@ from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import prefix_end
 from rendezvous.utils import get_free_port
 from tests.etcd.clusters import Certificates, Cluster
+from tests.etcd.snapshots import go_back, take_snapshot
 from tests.nodes import BOUND, eventually
 from tests.torchrun.conftest import TRAIN
 
@@ -170,6 +171,29 @@ def test_a_dead_endpoint_and_a_killed_leader_of_etcd_do_not_disturb_a_job(agents
         assert len(agents.lines("start")) == len(workers)  # there was one round
         assert count(agents, "Rendezvous complete", 0, 1, 2) == [1, 1, 1]
         assert [line[2] for line in agents.lines("done")] == ["3", "3", "3"]
+        check_quiet(agents)
+
+
+def test_agents_form_the_next_round_if_etcd_is_restored_from_a_snapshot(agents):
+    with Cluster(1) as cluster:
+        agents.endpoint = cluster.endpoint
+        idle = script(agents, "--idle")
+        for _ in range(2):
+            agents.start("2:3", *idle, workers=1)
+        next_round(agents, 2)
+        restore = take_snapshot(cluster)
+        seen = len(agents.lines("start"))
+        agents.start("2:3", *idle, workers=1)
+        next_round(agents, 3, seen)
+
+        seen = len(agents.lines("start"))
+        go_back(cluster, restore, pushed=True)
+        next_round(agents, 3, seen)
+        allow_to_finish(agents)
+        assert agents.finish() == [0, 0, 0], agents.outputs()
+        assert [line[2] for line in agents.lines("done")] == ["3", "3", "3"]
+        assert count(agents, "etcd was restored from a snapshot", 0, 1, 2) == [1, 1, 1]
+        assert "Worker group FAILED" not in agents.outputs()
         check_quiet(agents)
 
 
