@@ -33,6 +33,7 @@ from benchmarks.processes import PROCESSES, Processes
 from rendezvous._core import Roster
 from rendezvous.bench import metrics
 from rendezvous.coordinated import rules
+from rendezvous.coordinated.agreement import Agreement, published
 from rendezvous.coordinated.coordinator import Coordinator
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
@@ -62,6 +63,8 @@ _OPTIONS = Options()
 _ATTEMPT = "0" * 16
 _FIRST = f"{1:016x}"
 _FENCE = CurrentCoordinator(1, 1, b"")
+_SETTINGS = published(Limits(10_000, 10_000))
+_AGREEMENT = Agreement("run", "node-00000_12345_0", _SETTINGS)
 _SMALL = RoundRecord(0, Phase.COMPLETE, attempt=_ATTEMPT, first=_FIRST, world_size=10_000, shards=79)
 _LARGE = RoundRecord(
     0,
@@ -137,7 +140,8 @@ class _Load:
     async def _write(self, index: int) -> None:
         """Send the transaction with which a node joins."""
         lease = self._leases[index]
-        node = put_op(_KEYS.node(lease), NodeRecord(f"node-{index:05d}", 12345, index).encode(), lease)
+        record = NodeRecord(f"node-{index:05d}", 12345, index, settings=_SETTINGS)
+        node = put_op(_KEYS.node(lease), record.encode(), lease)
         elect = txn_op([absent(_KEYS.coordinator)], [put_op(_KEYS.coordinator, _coordinator(lease), lease)])
         read = get_op(_KEYS.ctl, prefix_end(_KEYS.ctl))
         await self._client.txn([], [elect, node, read], deadline=self._deadline())
@@ -255,7 +259,7 @@ def _timed(work: Callable[[], object], count: int) -> float:
 
 
 def _records(count: int) -> list[NodeRecord]:
-    return [NodeRecord(f"node-{index:05d}", 12345, index) for index in range(count)]
+    return [NodeRecord(f"node-{index:05d}", 12345, index, settings=_SETTINGS) for index in range(count)]
 
 
 def _node(count: int) -> float:
@@ -266,7 +270,8 @@ def _node(count: int) -> float:
     ]
 
     async def take_in() -> None:
-        await _Idle(_Silent(), _KEYS, Limits(count + 1, count + 1), _FENCE, random.Random(0)).take_in(events)
+        limits = Limits(count + 1, count + 1)
+        await _Idle(_Silent(), _KEYS, limits, _FENCE, random.Random(0), _AGREEMENT).take_in(events)
 
     return _timed(lambda: asyncio.run(take_in()), count)
 

@@ -22,6 +22,7 @@ from rendezvous.coordinated.records import (
     RoundRecord,
     printable,
 )
+from rendezvous.coordinated.versions import RunSettings, VersionError, unknown_fields, with_fields
 
 KINDS = (RoundRecord, NodeRecord, Bootstrap, Closed, CoordinatorRecord)
 ATTEMPT = "00000000000000a1"
@@ -31,6 +32,17 @@ ROUND = st.integers(0, MAX_ROUND)
 IDS = st.from_regex("[0-9a-f]{16}", fullmatch=True)
 ADDRESS = st.from_regex(r"[^\x00-\x20\x7f]{1,20}", fullmatch=True)
 PID = st.integers(0, 2**63 - 1)
+
+SETTINGS = st.builds(
+    RunSettings,
+    min_nodes=COUNT,
+    max_nodes=COUNT,
+    last_call_timeout=st.floats(0, 1e9),
+    node_unit=COUNT,
+    upscale=st.booleans(),
+    on_node_loss=st.sampled_from(["reform", "ignore"]),
+    rank_policy=st.text(max_size=9),
+)
 
 ROUND_RECORDS = st.builds(
     RoundRecord,
@@ -51,6 +63,8 @@ ROUND_RECORDS = st.builds(
     roster=st.none() | st.binary(max_size=50),
     rank_0_gone=st.booleans(),
     missing=st.lists(st.text(max_size=9), max_size=3).map(tuple),
+    settings=st.none() | SETTINGS,
+    by=st.text(max_size=9),
 ) | st.integers(1, 131072).flatmap(
     lambda size: st.builds(
         RoundRecord,
@@ -72,6 +86,8 @@ NODE_RECORDS = st.builds(
     last_rank=st.integers(-1, 131072),
     topology=st.text(max_size=9),
     rank_hint=st.none() | st.integers(-(2**63), 2**63 - 1),
+    settings=st.none() | SETTINGS,
+    version=st.integers(1, 2**31 - 1),
 )
 BOOTSTRAPS = st.builds(Bootstrap, round=ROUND, attempt=IDS, node=IDS, addr=ADDRESS, port=st.integers(1, 65535))
 CLOSED = st.builds(Closed, reason=st.text(max_size=20), by=st.text(max_size=20))
@@ -149,10 +165,24 @@ def test_a_record_comes_back_from_its_bytes(record):
 # The bytes. Nodes of another version read them.
 
 
+def settings_as_json(settings: RunSettings) -> dict[str, object]:
+    values: dict[str, object] = {"min": settings.min_nodes, "max": settings.max_nodes}
+    for name, default in (
+        ("last_call_timeout", 30.0),
+        ("node_unit", 1),
+        ("upscale", True),
+        ("on_node_loss", "reform"),
+        ("rank_policy", "host"),
+    ):
+        if getattr(settings, name) != default:
+            values[name] = getattr(settings, name)
+    return values
+
+
 def as_json(record: RoundRecord | NodeRecord | Bootstrap | Closed | CoordinatorRecord) -> bytes:
     """Return what the standard library makes of the record: the fields in order, without defaults."""
     if isinstance(record, RoundRecord):
-        counts = [name for name in record.__struct_fields__[2:] if type(getattr(record, name)) in (int, str)]
+        counts = [name for name in record.__struct_fields__[2:-3] if type(getattr(record, name)) in (int, str)]
         values = {"round": record.round, "phase": record.phase.value}
         values.update({name: getattr(record, name) for name in counts if getattr(record, name)})
         if record.roster is not None:
@@ -161,6 +191,11 @@ def as_json(record: RoundRecord | NodeRecord | Bootstrap | Closed | CoordinatorR
             values["headless"] = True
         if record.missing:
             values["missing"] = record.missing
+        if record.settings is not None:
+            values["settings"] = settings_as_json(record.settings)
+        if record.by:
+            values["by"] = record.by
+        values["version"] = record.version
     elif isinstance(record, NodeRecord):
         values = {"addr": record.addr, "pid": record.pid, "local": record.local_id}
         for name, value, default in (
@@ -171,6 +206,9 @@ def as_json(record: RoundRecord | NodeRecord | Bootstrap | Closed | CoordinatorR
         ):
             if value != default:
                 values[name] = value
+        if record.settings is not None:
+            values["set"] = settings_as_json(record.settings)
+        values["v"] = record.version
     else:
         values = {name: getattr(record, name) for name in record.__struct_fields__}
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
@@ -186,7 +224,7 @@ def test_the_bytes_are_those_of_the_standard_library(record):
     [
         (
             RoundRecord(3, Phase.LAST_CALL, joined=2, min_nodes=2, max_nodes=4),
-            b'{"round":3,"phase":"last call","joined":2,"min_nodes":2,"max_nodes":4}',
+            b'{"round":3,"phase":"last call","joined":2,"min_nodes":2,"max_nodes":4,"version":1}',
         ),
         (
             RoundRecord(
@@ -201,12 +239,21 @@ def test_the_bytes_are_those_of_the_standard_library(record):
                 missing=("a_1_0",),
             ),
             b'{"round":3,"phase":"complete","attempt":"00000000000000a1","first":"0f0f0f0f0f0f0f0f","world_size":2,"shards":1,"roster":"UlI=","headless":true,'
-            b'"missing":["a_1_0"]}',
+            b'"missing":["a_1_0"],"version":1}',
         ),
-        (NodeRecord("node-1", 7, 0), b'{"addr":"node-1","pid":7,"local":0}'),
+        (
+            RoundRecord(3, Phase.FORMING, settings=RunSettings(2, 4, 15.0, 2, False, "ignore", "stable"), by="a_1_0"),
+            b'{"round":3,"phase":"forming","settings":{"min":2,"max":4,"last_call_timeout":15.0,"node_unit":2,'
+            b'"upscale":false,"on_node_loss":"ignore","rank_policy":"stable"},"by":"a_1_0","version":1}',
+        ),
+        (NodeRecord("node-1", 7, 0), b'{"addr":"node-1","pid":7,"local":0,"v":1}'),
+        (
+            NodeRecord("node-1", 7, 0, settings=RunSettings(10_000, 10_000)),
+            b'{"addr":"node-1","pid":7,"local":0,"set":{"min":10000,"max":10000},"v":1}',
+        ),
         (
             NodeRecord("node-1", 7, 0, 2, 0, "pod1/rack2", 5),
-            b'{"addr":"node-1","pid":7,"local":0,"last":2,"rank":0,"topology":"pod1/rack2","hint":5}',
+            b'{"addr":"node-1","pid":7,"local":0,"last":2,"rank":0,"topology":"pod1/rack2","hint":5,"v":1}',
         ),
         (
             Bootstrap(3, ATTEMPT, "0f" * 8, "node-1", 29500),
@@ -220,6 +267,61 @@ def test_the_bytes_that_a_person_sees_with_etcdctl(record, data):
     assert record.encode() == data
     assert type(record).decode(b"k", data) == record
     assert type(record).decode(b"k", data[:-1] + b',"unknown":{"of":["a","newer version"]}}') == record
+
+
+# Records of other versions.
+
+
+def test_a_record_without_a_version_is_of_the_first():
+    assert NodeRecord.decode(b"k", b'{"addr":"a","pid":1,"local":0}').version == 1
+    assert RoundRecord.decode(b"k", b'{"round":1,"phase":"forming"}').version == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"round":1,"phase":"forming","by":"node-3_7_0","version":2}',
+        b'{"round":1,"phase":"of another kind","by":"node-3_7_0","version":2}',
+        b'{"turn":1,"by":"node-3_7_0","version":2}',
+    ],
+)
+def test_a_round_record_of_a_newer_version_is_refused_with_both_versions(data):
+    with pytest.raises(
+        VersionError,
+        match=r"^the etcd key 'k' was written in version 2 of the protocol, by node 'node-3_7_0', and this "
+        r"etcd-rendezvous speaks version 1; install the same release",
+    ):
+        RoundRecord.decode(b"k", data)
+
+
+def test_a_node_of_a_newer_version_that_writes_what_this_version_reads_counts():
+    record = NodeRecord.decode(b"k", b'{"addr":"a","pid":1,"local":0,"v":2,"new":[]}')
+    assert (record.name, record.version) == ("a_1_0", 2)
+
+
+def test_a_node_record_of_a_newer_version_that_cannot_be_read_is_refused_with_both_versions():
+    with pytest.raises(
+        VersionError, match=r"^the etcd key 'k' was written in version 2 of the protocol, and this .* 1;"
+    ):
+        NodeRecord.decode(b"k", b'{"address":"a","v":2}')
+
+
+@pytest.mark.parametrize("version", [b"0", b"-1", b"2147483648", b"1.5", b'"1"', b"null"])
+def test_a_version_that_is_out_of_range_is_refused(version):
+    for kind, data in (
+        (NodeRecord, b'{"addr":"a","pid":1,"local":0,"v":%s}' % version),
+        (RoundRecord, b'{"round":1,"phase":"forming","version":%s}' % version),
+    ):
+        with pytest.raises(RendezvousStateError, match="the etcd key 'k'"):
+            kind.decode(b"k", data)
+
+
+@given(record=ROUND_RECORDS)
+def test_unknown_fields_come_back(record):
+    unknown = b'"new":{"a":[1,"\\u00e4"]},"x":null'
+    data = record.encode()[:-1] + b"," + unknown + b"}"
+    assert with_fields(record.encode(), unknown_fields(RoundRecord, data)) == data
+    assert unknown_fields(RoundRecord, record.encode()) == {}
 
 
 # What is not a record.

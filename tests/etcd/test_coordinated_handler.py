@@ -76,24 +76,6 @@ def test_the_registry_makes_the_handler(etcd3, run_id):
         handler.next_rendezvous()
 
 
-def test_the_join_timeout_is_kept_while_rank_0_starts_what_the_workers_connect_to(job):
-    ended = threading.Event()
-
-    def serve(addr: str) -> int:
-        ended.wait(2 * BOUND)
-        raise OSError("too late")
-
-    run = job(1, 1, join_timeout=3)
-    try:
-        with pytest.raises(
-            RendezvousTimeoutError, match=r"node-0_.*rank 0 of round 0.*at 'node-0' did not start in time"
-        ):
-            join(run.node("node-0", serve)).result(BOUND)
-        assert not run.range(run.keys.nodes)  # it left
-    finally:
-        ended.set()
-
-
 def test_the_round_completes_with_the_minimum_of_nodes_after_the_last_call(job):
     infos = join_all(job(2, 4).nodes(2))
     assert {info.world_size for info in infos} == {2}

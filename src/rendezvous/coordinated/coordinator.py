@@ -17,6 +17,7 @@ import msgspec
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.coordinated import roster, rules
+from rendezvous.coordinated.agreement import Agreement
 from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, Phase, RoundRecord, new_id, printable
@@ -46,6 +47,7 @@ class Coordinator:
         limits: the configuration of the rules.
         fence: the key ``ctl/coordinator``, which this node created.
         random: draws attempt ids.
+        agreement: what this node is configured with, and how other nodes differ.
         options: intervals and limits.
     """
 
@@ -56,6 +58,7 @@ class Coordinator:
         limits: rules.Limits,
         fence: CurrentCoordinator,
         random: random.Random,
+        agreement: Agreement,
         options: Options = Options(),  # noqa: B008, it is immutable
     ) -> None:
         self._client = client
@@ -63,11 +66,12 @@ class Coordinator:
         self._limits = limits
         self._options = options
         self._random = random
+        self._agreement = agreement
         self._lost_record: RoundRecord | None = None
         self._retry = Retry(options, random)
         self._writer = Writer(client, keys, fence, options.request_timeout)
         self._table = Table()
-        self._nodes = NodeWatch(client, keys, self._table, self._notice_nodes)
+        self._nodes = NodeWatch(client, keys, self._table, agreement, self._notice_nodes)
         self._changed = asyncio.Event()
         self._closed = False
         self._previous = ""
@@ -309,17 +313,15 @@ class Coordinator:
         """Publish the round record if it has changed; return the seconds until it may be published again."""
         if not self._dirty or self._closed:
             return self._options.run_keep_alive_interval
-        clock = asyncio.get_running_loop().time
         published = self._writer.record
         told_to_reform = published is not None and published.waiting > 0
         urgent = counts.complete and not told_to_reform and rules.waiting(counts, self._limits) > 0
         # Nodes that have not joined yet may watch already.
         interval = rules.publish_interval(max(len(self._table.nodes), self._limits.min_nodes), urgent)
-        if (due := self._published_at + interval - clock()) > 0:
+        if (due := self._published_at + interval - asyncio.get_running_loop().time()) > 0:
             return due
         self._dirty = False
-        record = self._record(counts)
-        if record != published:
+        if (record := self._agreement.sign_round(self._record(counts))) != published:
             await self._put_record(record)
         return interval
 
@@ -389,7 +391,7 @@ class Coordinator:
     ) -> bool:
         """Do as :meth:`Writer.put_record`; return False if the rendezvous is closed."""
         try:
-            await self._writer.put_record(record, with_it, after)
+            await self._writer.put_record(self._agreement.sign_round(record), with_it, after)
         except ClosedError:
             self.close()
             return False

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.coordinated import rules
+from rendezvous.coordinated.agreement import Agreement
 from rendezvous.coordinated.coordinator import Coordinator
-from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import CoordinatorRecord, Keys, new_id
-from rendezvous.coordinated.rules import Limits
 from rendezvous.coordinated.session import Session
+from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
@@ -58,11 +58,9 @@ class Election:
         client: the etcd cluster.
         keys: the keys of the run.
         view: what the node knows of its run.
-        limits: the configuration of the rules.
-        options: intervals and limits.
+        settings: the configuration. A request of a campaign must succeed within the time to live of the node's lease.
         session: returns the node's session, or None if it has no lease.
-        ttl: seconds within which a request of a campaign must succeed.
-        name: the node's name, for messages.
+        agreement: what the node is configured with, and how other nodes differ.
         random: jitters the campaigns, and draws nonces and attempt ids.
     """
 
@@ -71,21 +69,19 @@ class Election:
         client: EtcdClient,
         keys: Keys,
         view: View,
-        limits: Limits,
-        options: Options,
+        settings: Settings,
         session: Callable[[], Session | None],
-        ttl: float,
-        name: str,
+        agreement: Agreement,
         random: random.Random,
     ) -> None:
         self._client = client
         self._keys = keys
         self._view = view
-        self._limits = limits
-        self._options = options
+        self._limits = settings.limits
+        self._options = settings.options
         self._session = session
-        self._ttl = ttl
-        self._name = name
+        self._ttl = settings.ttl
+        self._agreement = agreement
         self._random = random
         self._term: _Term | None = None
         self._campaign: asyncio.Task[None] | None = None
@@ -111,7 +107,9 @@ class Election:
             if view.synced and idle and self._may_write():
                 self._campaign = asyncio.get_running_loop().create_task(self._run_campaign())
         elif current.node_id == lease and self._term is None:
-            coordinator = Coordinator(self._client, self._keys, self._limits, current, self._random, self._options)
+            coordinator = Coordinator(
+                self._client, self._keys, self._limits, current, self._random, self._agreement, self._options
+            )
             task = asyncio.get_running_loop().create_task(coordinator.run())
             self._term = _Term(current, coordinator, task)
 
@@ -157,6 +155,6 @@ class Election:
                 session.lose()
                 return
             except RendezvousConnectionError as exc:
-                logger.warning("node %s could not become the coordinator: %s; trying again", self._name, exc)
+                logger.warning("node %s could not become the coordinator: %s; trying again", self._agreement.name, exc)
                 continue
             self._view.read(answer.responses[-1].response_range.kvs, answer.header.revision, known)

@@ -24,6 +24,7 @@ from rendezvous.api import (
     RendezvousTimeoutError,
 )
 from rendezvous.coordinated import rules
+from rendezvous.coordinated.agreement import Agreement, published
 from rendezvous.coordinated.bootstrap import BootstrapExchange
 from rendezvous.coordinated.election import Election
 from rendezvous.coordinated.entry import close, enter, withdraw
@@ -34,6 +35,7 @@ from rendezvous.coordinated.rules import Assignment, Step
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.tracking import Tracker
+from rendezvous.coordinated.versions import VersionError
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
@@ -59,8 +61,9 @@ class Member:
     ) -> None:
         self._client = client
         self._keys = keys
-        self._node = node
         self._settings = settings
+        self._agreement = Agreement(settings.run_id, node.name, published(settings.limits))
+        self._node = self._agreement.sign_node(node)
         self._random = random
         self._lifecycle = Lifecycle()
         self._session: Session | None = None
@@ -74,17 +77,7 @@ class Member:
         self._is_outsider = False
         self._view = View(keys, self._on_change, client.history.restored)
         self._tracker = Tracker(client, keys, self._view, self._live_session, node.name, settings.interval)
-        self._election = Election(
-            client,
-            keys,
-            self._view,
-            settings.limits,
-            settings.options,
-            self._live_session,
-            settings.ttl,
-            node.name,
-            random,
-        )
+        self._election = Election(client, keys, self._view, settings, self._live_session, self._agreement, random)
         self._bootstrap = BootstrapExchange(
             client, keys, self._view, settings.run_id, node.name, settings.limits.reform_on_loss
         )
@@ -115,6 +108,8 @@ class Member:
         record, assignment = self._view.record, self._assignment
         if self._view.closed is not None:
             return 0
+        if isinstance(self._view.error, VersionError) and assignment is not None:
+            return 1  # this node would not learn of anything: its next join raises the error
         waiting = 0 if record is None else record.waiting
         replaced = assignment is not None and record is not None and record.attempt != assignment.attempt
         if replaced or self._is_lost():
@@ -264,7 +259,7 @@ class Member:
                 # The coordinator may overwrite a foreign record: wait for a moment.
                 suspect = suspect or clock()
                 if clock() >= suspect + self._settings.options.retry_delay:
-                    raise RendezvousStateError(*view.error.args)
+                    raise RendezvousStateError(f"Node {self._node.name} cannot join: {view.error}.")
                 await view.change(suspect + self._settings.options.retry_delay - clock())
                 continue
             suspect = 0.0
@@ -346,6 +341,7 @@ class Member:
     # Events.
 
     def _on_change(self) -> None:
+        self._agreement.check_coordinator(self._view.record)
         self._election.update()
 
     def _on_loss(self) -> None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from rendezvous.api import RendezvousStateError
+from rendezvous.coordinated.agreement import Agreement
 from rendezvous.coordinated.records import Keys, NodeRecord, printable
 from rendezvous.coordinated.rules import Candidate
 from rendezvous.coordinated.table import Table
@@ -30,6 +31,7 @@ class NodeWatch:
         client: the etcd cluster.
         keys: the keys of the run.
         table: what is kept current.
+        agreement: compares the settings of the nodes with those of the coordinator.
         on_change: called after each change of the table, and if all must be read again.
 
     Attributes:
@@ -37,10 +39,13 @@ class NodeWatch:
             restored from a snapshot meanwhile.
     """
 
-    def __init__(self, client: EtcdClient, keys: Keys, table: Table, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, client: EtcdClient, keys: Keys, table: Table, agreement: Agreement, on_change: Callable[[], None]
+    ) -> None:
         self._client = client
         self._keys = keys
         self._table = table
+        self._agreement = agreement
         self._on_change = on_change
         self._watch: Watch | None = None
         self._revisions: dict[int, int] = {}
@@ -113,4 +118,5 @@ class NodeWatch:
         except RendezvousStateError:
             self._table.remove(node_id)
             raise
+        self._agreement.check_node(record)
         self._table.put(Candidate(node_id, kv.create_revision, record))

@@ -16,16 +16,18 @@ number that is drawn anew for each attempt to complete a round, and named by the
 ten decimal digits in keys, so that the keys sort by round. A run id is percent-encoded, so that it cannot name another
 run's keys.
 
-A record is decoded into a typed, immutable struct that checks every range. Unknown fields are ignored. A field that has
-its default value is not written.
+A record is decoded into a typed, immutable struct that checks every range. Unknown fields are ignored; if a coordinator
+publishes a round record again, it keeps them. A field that has its default value is not written, except for the version
+of the protocol: see :mod:`rendezvous.coordinated.versions`.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -34,6 +36,7 @@ from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.config.setting import unprintable
 from rendezvous.coordinated.decoding import bad_record, decode_record, printable, problem_of
+from rendezvous.coordinated.versions import VERSION, RunSettings, check_version
 from rendezvous.etcd.v3.operations import KeyValue
 from rendezvous.utils import run_root
 
@@ -51,6 +54,8 @@ __all__ = [
     "printable",
     "run_keys",
 ]
+
+_T = TypeVar("_T")
 
 _NODE_ID = re.compile(rb"[0-9a-f]{16}")
 
@@ -71,6 +76,12 @@ _NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
 _Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 _OptionalId = Annotated[str, Meta(pattern=r"\A([0-9a-f]{16})?\Z")]
 _Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Version = Annotated[int, Meta(ge=1, le=_MAX_COUNT)]
+
+
+def _first_version() -> int:
+    """Return the version of a record that does not say its version."""
+    return 1  # with a default value instead of this function, version 1 would not be written
 
 
 class Keys:
@@ -146,6 +157,15 @@ def new_id(random: random.Random) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
+def _decode_versioned(key: bytes, data: bytes, decode: Callable[[bytes], _T]) -> _T:
+    """Decode a record that has a version. If that is newer than this package speaks, no other error is raised."""
+    try:
+        return decode_record(key, data, decode)
+    except RendezvousStateError:
+        check_version(key, data)
+        raise
+
+
 class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     """What a node publishes about itself.
 
@@ -157,6 +177,8 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
         last_rank: its rank in that round; -1 if there is none.
         topology: its position in the network, from the widest part to the narrowest; empty if unknown.
         rank_hint: the number that orders ranks before all else, or None.
+        settings: what the node is configured with; None if that is not known.
+        version: the newest version of the protocol that the node can follow.
     """
 
     addr: _Address
@@ -166,6 +188,8 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     last_rank: Annotated[int, Meta(ge=-1, le=MAX_NODES)] = field(default=-1, name="rank")
     topology: _Text = ""
     rank_hint: _Int64 | None = field(default=None, name="hint")
+    settings: RunSettings | None = field(default=None, name="set")
+    version: _Version = field(default_factory=_first_version, name="v")
 
     @property
     def name(self) -> str:
@@ -179,7 +203,7 @@ class NodeRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> NodeRecord:
         """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
-        return decode_record(key, data, _decode_node)
+        return _decode_versioned(key, data, _decode_node)
 
     def check(self) -> None:
         """Check that other nodes can read the record.
@@ -251,6 +275,9 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
         rank_0_gone: whether the member of rank 0 has left or is lost.
         missing: the names of the first few that are missing.
         error: of a complete round: why its members are not known. All nodes leave the round, and the next one forms.
+        settings: what the coordinator that wrote the record goes by; None if that is not known.
+        by: the name of that coordinator.
+        version: the version of the protocol that the run goes by.
     """
 
     round: _Round
@@ -271,6 +298,9 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
     rank_0_gone: bool = field(default=False, name="headless")
     missing: Annotated[tuple[_NodeName, ...], Meta(max_length=1024)] = ()
     error: _Text = ""
+    settings: RunSettings | None = None
+    by: _NodeName = ""
+    version: _Version = field(default_factory=_first_version)
 
     @property
     def complete(self) -> bool:
@@ -283,8 +313,15 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def decode(cls, key: bytes, data: bytes) -> RoundRecord:
-        """Return the record that is stored under ``key``. Raises RendezvousStateError if it is not valid."""
-        record = decode_record(key, data, _decode_round)
+        """Return the record that is stored under ``key``.
+
+        Raises:
+            RendezvousStateError: it is not valid.
+            VersionError: it has a newer version of the protocol.
+        """
+        record = _decode_versioned(key, data, _decode_round)
+        if record.version > VERSION:
+            check_version(key, data)
         if record.complete and not record.world_size:
             raise bad_record(key, data, "field 'world_size': a complete round has members")
         if record.complete and not 1 <= record.shards <= record.world_size:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 
+from msgspec import Raw
+
 from rendezvous.coordinated.records import Keys, RoundRecord
+from rendezvous.coordinated.versions import unknown_fields, with_fields
 from rendezvous.coordinated.view import CurrentCoordinator, older_key
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.operations import KeyValue, Operation, absent, compare, get_op, put_op
@@ -58,6 +61,10 @@ class Writer:
         self._coordinator = fence
         self.revision = 0
         self.record: RoundRecord | None = None
+        self._unknown: dict[str, Raw] = {}
+        """The fields of the record that this version does not know."""
+        self._unknown_of = ("", -1)
+        """The attempt id and the number of the round that they are about."""
         self.run_lease = 0
 
     def deadline(self) -> float:
@@ -84,12 +91,17 @@ class Writer:
         """Go by the round record that was read. Raises RendezvousStateError if it is not valid."""
         self.revision = 0 if kv is None else kv.mod_revision
         self.record = None
-        self.record = None if kv is None else RoundRecord.decode(kv.key, kv.value)
+        if kv is not None:
+            self.record = RoundRecord.decode(kv.key, kv.value)
+            self._unknown = unknown_fields(RoundRecord, kv.value)
+            self._unknown_of = (self.record.attempt, self.record.round)
 
     async def put_record(
         self, record: RoundRecord, with_it: Sequence[Operation] = (), after: Sequence[Sequence[Operation]] = ()
     ) -> None:
         """Write the round record and the operations ``with_it``.
+
+        A new edition of a record that was read keeps the fields that this version does not know.
 
         Args:
             record: the record.
@@ -102,7 +114,9 @@ class Writer:
             DeposedError: another node has been elected.
             OutdatedError: read the state of the run again.
         """
-        key, value = self._keys.round, record.encode()
+        if self._unknown_of != (record.attempt, record.round):
+            self._unknown = {}
+        key, value = self._keys.round, with_fields(record.encode(), self._unknown)
         answer = await self._client.txn(
             [
                 *self._fence,
