@@ -43,6 +43,7 @@ def main() -> int:
     facts = {"etcd": etcd_version(binary), **result.as_json()}
     Console(width=100).print(_table(result))
     print(f"etcd {facts['etcd']}; {result.replaced} handlers replaced; seconds to form a round: {facts['forming']}")
+    print(f"longest time for which an event loop stood still: {result.stood_still:.1f} s")
     print("faults:", ", ".join(f"{count} x {name}" for name, count in sorted(result.faults.items())))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

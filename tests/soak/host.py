@@ -26,6 +26,7 @@ import os
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -124,7 +125,7 @@ class Agent:
         """Return what was lost in a round that ends."""
         wrong = []
         if state is State.LOST or before != now:
-            wrong.append(f"its lease has ended ({state.value})")
+            wrong.append(f"its lease has ended ({state.value}; the loop stood still for up to {clock.recent:.1f} s)")
         name, arrived = info.store.multi_get([f"member/{info.rank}", "arrived"])
         if name != self.name.encode():
             wrong.append(f"the store has {name!r} under its rank")
@@ -133,7 +134,35 @@ class Agent:
         return wrong
 
 
-def _measure() -> dict[str, int]:
+class Clock:
+    """Measures for how long the event loop stands still, as a coroutine on it.
+
+    Attributes:
+        longest: in seconds, until now.
+        recent: in the last two minutes.
+    """
+
+    def __init__(self) -> None:
+        self._pauses: deque[float] = deque(maxlen=1200)
+        self.longest = 0.0
+
+    @property
+    def recent(self) -> float:
+        return max(self._pauses, default=0.0)
+
+    async def run(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            await asyncio.sleep(0.1)
+            self._pauses.append(clock() - began - 0.1)
+            self.longest = max(self.longest, self._pauses[-1])
+
+
+clock = Clock()
+
+
+def _measure() -> dict[str, float]:
     """Return the figures of this process."""
 
     async def tasks() -> int:
@@ -147,6 +176,7 @@ def _measure() -> dict[str, int]:
         "file descriptors": process.num_fds(),
         "threads": process.num_threads(),
         "tasks": background.run(tasks()),
+        "stood still": round(clock.longest, 2),
     }
 
 
@@ -157,6 +187,7 @@ def main() -> None:
         name: Agent(RendezvousParameters(local_addr=name, backend="etcd-v3", **setup["params"]), setup["plant"])
         for name in setup["names"]
     }
+    threading.Thread(target=background.run, args=(clock.run(),), daemon=True).start()
     for agent in agents.values():
         agent.thread.start()
     for line in sys.stdin:

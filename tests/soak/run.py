@@ -83,8 +83,10 @@ class Result:
         forming: seconds that each round took, from the command that ended the round before.
         replaced: how many handlers were dropped and replaced.
         faults: how many faults of each kind were made.
-        before: the figures after the warm-up; none if something was wrong before.
-        after: the figures at the end; none if something was wrong.
+        before: the figures after the warm-up; none if no further round could form.
+        after: the figures at the end; none if no further round could form.
+        stood_still: the longest time in seconds for which an event loop of a process with handlers stood still. On a
+            machine that is too slow, leases end.
         problems: what was wrong, a sentence each.
     """
 
@@ -96,6 +98,7 @@ class Result:
     faults: Counter[str] = field(default_factory=Counter)
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
+    stood_still: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -123,6 +126,7 @@ class Soak:
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self._run_id = uuid.uuid4().hex
         self._exit = ExitStack()
+        self._stuck = False  # no further round can form
         self.result = Result(handlers=handlers)
 
     def __enter__(self) -> Soak:
@@ -163,13 +167,11 @@ class Soak:
         result.after = self._measure()
         result.rounds = self._worlds.round + 1
         result.seconds = time.monotonic() - began
-        result.problems = [*self._worlds.faults]
-        if not result.problems:
-            result.problems += figures.growth(result.before, result.after)
+        result.problems = self._worlds.faults + figures.growth(result.before, result.after)
         return result
 
     def _form_rounds(self, until: float, say: Callable[[str], None]) -> None:
-        while time.monotonic() < until and not self._worlds.faults:
+        while time.monotonic() < until and not self._stuck:
             command = self._rng.choice(("again", "again", "replace"))
             names = self._rng.sample(self._names, self._rng.choice((1, 1, 3)))
             began, last = time.monotonic(), self._worlds.round
@@ -185,37 +187,46 @@ class Soak:
         next(host for host in self._hosts if name in host.names).tell(f"{command} {name}")
 
     def _settle(self, after: int = -1) -> None:
-        """Take in reports until all handlers have met in a round after the one that is given, or something is wrong."""
+        """Take in reports until all handlers have met in a round after the one that is given."""
         deadline = time.monotonic() + BOUND
-        while not self._worlds.faults and not (self._worlds.round > after and self._worlds.settled):
+        while not self._stuck and not (self._worlds.round > after and self._worlds.settled):
             try:
-                self._worlds.take(self._reports.get(timeout=1))
+                self._take(self._reports.get(timeout=1))
             except queue.Empty:
                 if any(host.process.poll() is not None for host in self._hosts):
-                    self._worlds.faults.append("a process with handlers has ended; its error is above")
+                    self._give_up("a process with handlers has ended; its error is above")
                 elif time.monotonic() > deadline:
-                    self._worlds.faults.append(f"no round after round {after} was formed within {BOUND:g} s")
+                    self._give_up(f"no round after round {after} was formed within {BOUND:g} s")
+
+    def _take(self, report: dict[str, Any]) -> None:
+        self._worlds.take(report)
+        self._stuck = self._stuck or report["event"] == "error"
+
+    def _give_up(self, problem: str) -> None:
+        self._worlds.faults.append(problem)
+        self._stuck = True
 
     def _rest(self, seconds: float) -> None:
         """Let the round last. Nobody has a reason to leave it."""
         until, number = time.monotonic() + seconds, self._worlds.round
-        while not self._worlds.faults and (left := until - time.monotonic()) > 0:
+        while not self._stuck and (left := until - time.monotonic()) > 0:
             try:
                 report = self._reports.get(timeout=left)
             except queue.Empty:
                 return
-            self._worlds.take(report)
+            self._take(report)
             if report["event"] == "left":
                 self._worlds.faults.append(f"{report['name']} left round {number} without a reason")
+                return
 
     # The figures.
 
     def _measure(self) -> dict[str, int]:
         """Return the figures, as soon as etcd has ended the leases of handlers that could not revoke theirs.
 
-        There are none if something is wrong: a process may have ended.
+        There are none if no further round can form: a process may have ended.
         """
-        if self._worlds.faults:
+        if self._stuck:
             return {}
         deadline = time.monotonic() + 2 * TTL
         keys = Keys(_PREFIX, self._run_id)
@@ -226,4 +237,6 @@ class Soak:
             time.sleep(1)
         for host in self._hosts:
             host.tell("measure")
-        return figures.of_hosts([host.measured.get(timeout=BOUND) for host in self._hosts]) | found
+        reports = [host.measured.get(timeout=BOUND) for host in self._hosts]
+        self.result.stood_still = max(report["stood still"] for report in reports)
+        return figures.of_hosts(reports) | found
