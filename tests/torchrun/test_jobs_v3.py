@@ -187,7 +187,7 @@ def test_agents_form_the_next_round_if_etcd_is_restored_from_a_snapshot(agents):
         next_round(agents, 3, seen)
 
         seen = len(agents.lines("start"))
-        go_back(cluster, restore, pushed=True)
+        go_back(cluster, restore, pushed=False)
         next_round(agents, 3, seen)
         allow_to_finish(agents)
         assert agents.finish() == [0, 0, 0], agents.outputs()
