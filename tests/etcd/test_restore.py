@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from benchmarks.etcd_cluster import send
-from rendezvous.api import RendezvousClosedError, RendezvousConnectionError
+from rendezvous.api import RendezvousClosedError, RendezvousConnectionError, RendezvousParameters
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Assignment, Limits
 from rendezvous.coordinated.store import AsyncEtcdStore
+from rendezvous.dynamic.backend_v3 import create_backend
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import PUT, prefix_end
 from tests.etcd.clients import Observer, connected, on_a_loop, until, within
 from tests.etcd.clusters import BOUND, Cluster
 from tests.etcd.snapshots import copy_data, go_back, take_snapshot
+from tests.nodes import in_thread
 
 LIMITS = Limits(3, 3)
 SAVERS = pytest.mark.parametrize("save", [copy_data, take_snapshot], ids=["same_cluster_id", "new_cluster_id"])
@@ -235,3 +237,21 @@ async def test_a_round_begins_with_an_empty_store(run_id):
         once = job.keys.of_round("once", 0)
         assert (await job.clients[0].range(once, prefix_end(once), within()))[0] == []
         await job.stop()
+
+
+@PUSHED
+@SAVERS
+def test_the_state_of_the_dynamic_rendezvous_is_read_again(run_id, save, pushed):
+    with Cluster(1) as cluster:
+        backend, store = create_backend(RendezvousParameters("etcd-v2", cluster.endpoint, run_id, 1, 2))
+        backend.set_state(b"one")
+        store.set("key", "one")
+        restore = save(cluster)
+        _, token = backend.get_state()
+        _, token, _ = backend.set_state(b"two", token)
+        store.set("key", "two")
+        watching = in_thread(lambda: backend.watch(token, 2 * BOUND))
+        write(cluster)
+        go_back(cluster, restore, pushed)
+        assert watching.result(BOUND)[0] == b"one"
+        assert store.get("key") == b"one"  # it serves all rounds, so it goes on

@@ -33,7 +33,7 @@ class Options:
     run_keep_alive_interval: float = 600.0
     request_timeout: float = 60.0
     retry_delay: float = 1.0
-    max_retry_delay: float = 60.0
+    max_retry_delay: float = 10.0
     campaign_delay: float = 0.1
     leave_timeout: float = 5.0
     inline_nodes: int = 1024
