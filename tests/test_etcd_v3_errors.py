@@ -120,3 +120,17 @@ def test_a_class_says_whether_a_retry_helps_and_the_argument_overrides_it():
     assert not EtcdError("bad").retryable
     assert EtcdError("bad", retryable=True).retryable
     assert str(EtcdError("bad")) == "bad"
+
+
+def test_what_is_not_printable_in_a_reason_is_escaped_and_what_is_long_is_cut():
+    said = "user name \x1b[2J\r\n\u202e" + "x" * 1_000_000
+    for error in (
+        translate(Code.UNAVAILABLE, said, "host:2379"),
+        translate(Code.INVALID_ARGUMENT, said, "host:2379"),
+        translate(Code.PERMISSION_DENIED, f"permission denied {said}", "host:2379"),
+        translate_watch_cancel(f"permission denied {said}", "host:2379", True),
+        translate_watch_cancel(said, "host:2379", True),
+    ):
+        assert str(error).isprintable()
+        assert r"user name \x1b[2J\r\n\u202exxx" in error.reason
+        assert len(error.reason) < 500

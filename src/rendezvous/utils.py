@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 __all__ = [
+    "escaped",
     "format_endpoint",
     "get_free_port",
     "listed",
@@ -132,6 +133,17 @@ def quoted(value: str | bytes, limit: int = 60) -> str:
         return repr(value)
     unit = "bytes" if isinstance(value, bytes) else "characters"
     return f"{value[:limit]!r}... ({len(value)} {unit})"
+
+
+def escaped(text: str, limit: int = 300) -> str:
+    """Return ``text`` for a message, without quotes: what is not printable is escaped, and what is too long is cut.
+
+    Args:
+        text: the text. It may come from anyone who can write to etcd, or from a proxy in between.
+        limit: how many characters are shown.
+    """
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:limit])
+    return shown + ("..." if len(text) > limit else "")
 
 
 def run_root(prefix: str, run_id: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.utils import quoted
+from rendezvous.utils import escaped, quoted
 
 __all__ = ["bad_record", "decode_record", "printable", "problem_of"]
 
@@ -20,8 +20,7 @@ _QUOTED_PROBLEM = 120  # characters of what msgspec says
 
 def printable(data: bytes, limit: int = 200) -> str:
     """Return ``data`` as text for a message: at most ``limit`` bytes, with everything that is not printable escaped."""
-    text = data[:limit].decode("utf-8", "backslashreplace")
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    shown = escaped(data[:limit].decode("utf-8", "backslashreplace"), 4 * limit)
     return shown + ("..." if len(data) > limit else "")
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from rendezvous.coordinated.records import MAX_NODES, Closed, NodeRecord, RoundRecord, printable
-from rendezvous.utils import listed, natural_key
+from rendezvous.coordinated.records import MAX_NODES, Closed, NodeRecord, RoundRecord
+from rendezvous.utils import escaped, listed, natural_key
 
 __all__ = [
     "Assignment",
@@ -49,7 +49,8 @@ __all__ = [
 # may start in a second as urgent messages.
 _URGENT_MESSAGES_PER_SECOND = 2000
 _MESSAGES_PER_SECOND = 500
-_REASON_BYTES = 200
+_REASON_LENGTH = 200
+_ERROR_LENGTH = 500
 
 
 class RankPolicy(str, Enum):
@@ -313,7 +314,7 @@ def follow(
             return Step.EXIT_GRACEFULLY, "the rendezvous was closed while the node was a spare"
         return Step.ERROR_CLOSED, "the rendezvous is closed"
     if record is not None and record.complete and record.error and record.round > last_round:
-        return Step.SKIP, f"the members of round {record.round} are not known: {record.error}"
+        return Step.SKIP, f"the members of round {record.round} are not known: {escaped(record.error, _ERROR_LENGTH)}"
     if record is not None and record.complete and record.round > looked_up:
         return Step.LOOK_UP, f"round {record.round} is complete"
     if record is not None and record.complete and record.spares and record.round != last_round:
@@ -351,10 +352,11 @@ def progress(record: RoundRecord | None, own_min_nodes: int) -> str:
     joined = f"{record.joined} of at least {record.min_nodes} nodes joined round {record.round}"
     if not record.missing:
         return joined
-    return f"{joined}; missing since round {record.round - 1}: {listed(record.missing, record.missing_count)}"
+    missing = listed([escaped(name) for name in record.missing], record.missing_count)
+    return f"{joined}; missing since round {record.round - 1}: {missing}"
 
 
 def closed_message(run_id: str, closed: Closed | None) -> str:
     """Return the message of the error that a closed rendezvous raises."""
-    by = "" if closed is None else f" ({printable(closed.reason.encode(), _REASON_BYTES)}, by {closed.by})"
+    by = "" if closed is None else f" ({escaped(closed.reason, _REASON_LENGTH)}, by {escaped(closed.by)})"
     return f"The rendezvous '{run_id}' is closed{by}."

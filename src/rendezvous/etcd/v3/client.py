@@ -27,6 +27,7 @@ from rendezvous.etcd.v3.errors import (
 from rendezvous.etcd.v3.history import History
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import Condition, Event, KeyValue, Message, Operation
+from rendezvous.utils import escaped
 
 __all__ = ["Call", "ClientOptions", "EtcdClient", "Watch", "WatchSpec"]
 
@@ -121,7 +122,7 @@ class WatchSpec:
     @property
     def name(self) -> str:
         """The first key, for messages."""
-        return self.key.decode(errors="replace")
+        return escaped(self.key.decode(errors="replace"))
 
 
 class Watch(ABC):

@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import grpc
 
+from rendezvous.utils import escaped
+
 __all__ = [
     "AuthDisabledError",
     "BusyError",
@@ -192,5 +194,5 @@ def translate_watch_cancel(reason: str, endpoint: str, has_user: bool) -> EtcdEr
 
 def _reason(details: str, advice: str = "") -> str:
     reason = _PREFIX.sub("", details)
-    reason = _WORDS.get(reason, reason)
+    reason = escaped(_WORDS.get(reason, reason))
     return f"{reason}; {advice}" if advice else reason
