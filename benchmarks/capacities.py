@@ -265,8 +265,8 @@ def _records(count: int) -> list[NodeRecord]:
 def _node(count: int) -> float:
     """Let a coordinator receive the keys of nodes one by one, and decide after each."""
     events = [
-        rpc_pb2.Event(kv=rpc_pb2.KeyValue(key=_KEYS.node(index), value=record.encode(), mod_revision=index))
-        for index, record in enumerate(_records(count), 1)
+        rpc_pb2.Event(kv=rpc_pb2.KeyValue(key=_KEYS.node(i), value=record.encode(), mod_revision=i, lease=i))
+        for i, record in enumerate(_records(count), 1)
     ]
 
     async def take_in() -> None:

@@ -37,7 +37,7 @@ SETTINGS = st.builds(
     RunSettings,
     min_nodes=COUNT,
     max_nodes=COUNT,
-    last_call_timeout=st.floats(0, 1e9),
+    last_call_timeout=st.integers(0, 2**31 - 1) | st.floats(0, 1e9, width=32).map(lambda seconds: seconds + 0.125),
     node_unit=COUNT,
     upscale=st.booleans(),
     on_node_loss=st.sampled_from(["reform", "ignore"]),
@@ -168,7 +168,7 @@ def test_a_record_comes_back_from_its_bytes(record):
 def settings_as_json(settings: RunSettings) -> dict[str, object]:
     values: dict[str, object] = {"min": settings.min_nodes, "max": settings.max_nodes}
     for name, default in (
-        ("last_call_timeout", 30.0),
+        ("last_call_timeout", 30),
         ("node_unit", 1),
         ("upscale", True),
         ("on_node_loss", "reform"),
@@ -242,8 +242,8 @@ def test_the_bytes_are_those_of_the_standard_library(record):
             b'"missing":["a_1_0"],"version":1}',
         ),
         (
-            RoundRecord(3, Phase.FORMING, settings=RunSettings(2, 4, 15.0, 2, False, "ignore", "stable"), by="a_1_0"),
-            b'{"round":3,"phase":"forming","settings":{"min":2,"max":4,"last_call_timeout":15.0,"node_unit":2,'
+            RoundRecord(3, Phase.FORMING, settings=RunSettings(2, 4, 15, 2, False, "ignore", "stable"), by="a_1_0"),
+            b'{"round":3,"phase":"forming","settings":{"min":2,"max":4,"last_call_timeout":15,"node_unit":2,'
             b'"upscale":false,"on_node_loss":"ignore","rank_policy":"stable"},"by":"a_1_0","version":1}',
         ),
         (NodeRecord("node-1", 7, 0), b'{"addr":"node-1","pid":7,"local":0,"v":1}'),

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from rendezvous.api import RendezvousStateError
+from rendezvous.coordinated.agreement import published
 from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Limits, RankPolicy
@@ -40,7 +41,7 @@ def test_a_node_publishes_its_version_and_settings_and_the_round_record_those_of
         settings = {
             "min": 1,
             "max": 2,
-            "last_call_timeout": 5.0,
+            "last_call_timeout": 5,
             "node_unit": 2,
             "upscale": False,
             "on_node_loss": "ignore",
@@ -52,6 +53,11 @@ def test_a_node_publishes_its_version_and_settings_and_the_round_record_those_of
         assert records[-1]["by"] == coordinator(run, nodes)._node.name
 
     simulated(scenario())
+
+
+def test_of_the_settings_only_those_are_published_that_are_not_the_defaults():
+    assert msgspec.json.encode(published(Limits(10_000, 10_000))) == b'{"min":10000,"max":10000}'
+    assert msgspec.json.encode(published(Limits(1, 2, 0.5))) == b'{"min":1,"max":2,"last_call_timeout":0.5}'
 
 
 def test_nodes_that_are_configured_differently_are_named_on_both_sides_once(caplog):

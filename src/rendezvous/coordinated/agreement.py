@@ -31,7 +31,7 @@ def published(limits: Limits) -> RunSettings:
     return RunSettings(
         limits.min_nodes,
         limits.max_nodes,
-        limits.last_call,
+        int(limits.last_call) if limits.last_call == int(limits.last_call) else limits.last_call,
         limits.node_unit,
         limits.upscale,
         "reform" if limits.reform_on_loss else "ignore",

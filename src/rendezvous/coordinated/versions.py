@@ -22,7 +22,6 @@ VERSION = 1
 """The version of the protocol that this package speaks."""
 
 _Number = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-_Seconds = Annotated[float, Meta(ge=0, le=2**31 - 1)]
 _Choice = Annotated[str, Meta(max_length=64)]  # a newer node may have others
 
 
@@ -34,7 +33,7 @@ class RunSettings(Struct, frozen=True, omit_defaults=True, gc=False):
 
     min_nodes: _Number = field(name="min")
     max_nodes: _Number = field(name="max")
-    last_call_timeout: _Seconds = 30.0
+    last_call_timeout: int | float = 30  # not 30.0: msgspec leaves out only the very object that is the default
     node_unit: _Number = 1
     upscale: bool = True
     on_node_loss: _Choice = "reform"
