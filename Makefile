@@ -8,8 +8,10 @@ TORCH  ?= torch==2.13.0
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14 python3.15
 WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
-# Most tests wait most of the time. Those of the distribution build in the one tree and go alone.
-SIDE_BY_SIDE ?= -n 4
+# Most tests wait most of the time. Those of the distribution build one wheel after another, which they share.
+# worksteal: each worker begins with a part of its own, so that torchrun's jobs, which need the processors, run beside tests
+# that wait, and not all at the end.
+SIDE_BY_SIDE ?= -n 4 --dist worksteal
 # More options for `make test`, such as --require-etcds.
 PYTEST_OPTIONS ?=
 
@@ -19,14 +21,15 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx src/_core/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo etcd test lint test-compiled test-pure test-asan test-etcds test-lowest test-netns \
+.PHONY: help demo etcd test lint test-dist test-compiled test-pure test-asan test-etcds test-lowest test-netns \
         test-pythons porcupine histories soak spec messages transcripts mutants wheels bench bench-full clean settings
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
 	@echo 'make test          lint and the whole test suite: compiled, pure, real etcd, real torchrun'
 	@echo 'make lint          its first part: ruff, mypy, stubtest, cython-lint, the workflows'
-	@echo 'make test-compiled its second part: the tests with the compiled core'
+	@echo 'make test-dist     beside the first part: what the sdist and the wheels contain'
+	@echo 'make test-compiled its second part: the other tests, with the compiled core'
 	@echo 'make test-pure     its third part: the tests that depend on the core, with the pure-Python twin'
 	@echo 'make test-asan     the tests of the compiled core, built with AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make test-etcds    what depends on the server, on each etcd release (needs what make etcd needs)'
@@ -75,7 +78,10 @@ demo: $(VENV)/.built
 settings: $(VENV)/.built
 	$(BIN)/python tools/settings.py
 
-test: lint test-compiled test-pure
+# Each of the first two needs one processor: they run side by side.
+test: $(VENV)/.built-dev
+	@$(MAKE) --no-print-directory -j 2 lint test-dist
+	@$(MAKE) --no-print-directory test-compiled test-pure
 
 lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .
@@ -89,7 +95,9 @@ lint: $(VENV)/.built-dev
 
 test-compiled: $(VENV)/.built-dev
 	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) $(PYTEST_OPTIONS) --ignore=tests/test_distribution.py
-	$(BIN)/python -m pytest --require-all tests/test_distribution.py
+
+test-dist: $(VENV)/.built-dev
+	$(BIN)/python -m pytest -q --require-all tests/test_distribution.py
 
 # What the core makes no difference to is tested once, above; its own tests go through both twins there.
 test-pure: $(VENV)/.built-dev

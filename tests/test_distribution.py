@@ -25,6 +25,11 @@ ROOT = Path(__file__).parent.parent
 PYTHONS = [f"3.{minor}" for minor in range(10, 16)]
 pytest.importorskip("build")
 pytest.importorskip("installer")
+pytest.importorskip("Cython")
+
+
+# In the environment of the tests. The sdist and one wheel are built as pip does it: with what [build-system] requires.
+HERE = ("--wheel", "--no-isolation")
 
 
 def build(source: Path, out: Path, *arguments: str, **environment: str) -> Path:
@@ -56,7 +61,7 @@ def dist(sdist, unpacked, tmp_path_factory) -> Path:
     """A folder as in a release, with one wheel for this platform, renamed as auditwheel would name it."""
     folder = tmp_path_factory.mktemp("dist")
     shutil.copy(sdist, folder)
-    shutil.copy(build(unpacked, tmp_path_factory.mktemp("pure"), "--wheel", RENDEZVOUS_NO_EXTENSIONS="1"), folder)
+    shutil.copy(build(unpacked, tmp_path_factory.mktemp("pure"), *HERE, RENDEZVOUS_NO_EXTENSIONS="1"), folder)
     wheel = build(unpacked, tmp_path_factory.mktemp("wheel"), "--wheel", RENDEZVOUS_REQUIRE_EXTENSIONS="1")
     name = wheel.name.replace("-linux_", "-manylinux_2_17_")
     with rewritten(wheel, folder / name) as contents:
@@ -256,11 +261,11 @@ def test_the_installed_benchmark_needs_no_clone(dist):
 
 def test_a_build_that_requires_the_extensions_fails_without_a_compiler(unpacked, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
-        build(unpacked, tmp_path, "--wheel", RENDEZVOUS_REQUIRE_EXTENSIONS="1", CC="/nowhere/cc")
+        build(unpacked, tmp_path, *HERE, RENDEZVOUS_REQUIRE_EXTENSIONS="1", CC="/nowhere/cc")
 
 
 def test_without_a_compiler_the_wheel_is_pure_and_works(unpacked, tmp_path):
-    wheel = build(unpacked, tmp_path, "--wheel", RENDEZVOUS_REQUIRE_EXTENSIONS="", CC="/nowhere/cc")
+    wheel = build(unpacked, tmp_path, *HERE, RENDEZVOUS_REQUIRE_EXTENSIONS="", CC="/nowhere/cc")
     code = (
         f"import sys; sys.path.insert(0, {str(wheel)!r}); import rendezvous._core as c;"
         "s = c.State(); s.join(('node', 1, 0), 0); print(c.COMPILED, len(c.State.decode(s.encode())), c.__file__)"
