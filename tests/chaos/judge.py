@@ -45,9 +45,9 @@ class History:
         return killed or any(begin <= time < end + _LATE for begin, end in self.freezes)
 
     @property
-    def was_healthy(self) -> bool:
-        """Whether nothing was done to the node itself."""
-        return not self.freezes and self.killed is None
+    def healthy_until(self) -> float:
+        """When something was done to the node itself, first."""
+        return min([begin for begin, _ in self.freezes] + [float("inf") if self.killed is None else self.killed])
 
 
 def wrong_worlds(histories: Sequence[History]) -> list[str]:
@@ -159,10 +159,10 @@ def expelled(histories: Sequence[History], leases_end: bool) -> list[str]:
     """
     found = []
     for history in histories:
-        if not history.was_healthy:
-            continue
         world: dict[str, Any] | None = None
         for event in history.events:
+            if event["time"] >= history.healthy_until:
+                break
             if event["event"] == "error":
                 found.append(f"{history.name} ended: {event['error']}")
             elif event["event"] == "world":
