@@ -3,7 +3,8 @@
 #
 #     tools/before.sh COMMIT TEST...
 #
-# A test that the commit added for its mend fails. Run it in the environment of `make test`; nothing is compiled.
+# A test that the commit added for its mend fails. tests/conftest.py is taken from the commit before too, because it
+# imports the sources. Run it in the environment of `make test`; nothing is compiled.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 commit=$1 folder=build/before/$1
@@ -14,7 +15,7 @@ rm -rf "$folder"
 mkdir -p "$folder"
 git archive "$commit" | tar -x -C "$folder"
 rm -r "$folder/src/rendezvous"
-git archive "$commit^" src/rendezvous | tar -x -C "$folder"
+git archive "$commit^" src/rendezvous tests/conftest.py | tar -x -C "$folder"
 if [ -d build/etcd ]; then mkdir -p "$folder/build" && ln -s "$PWD/build/etcd" "$folder/build/etcd"; fi
 cd "$folder"
 PYTHONPATH=$PWD/src RENDEZVOUS_NO_EXTENSIONS=1 exec "$python" -m pytest -p no:cacheprovider -q "$@"

@@ -26,7 +26,7 @@ from rendezvous.etcd.v3.operations import prefix_end
 from tests.chaos.clusters import ChaosCluster
 from tests.chaos.faults import Fault
 from tests.chaos.job import Job, Node
-from tests.chaos.judge import expelled, wrong_worlds
+from tests.chaos.judge import ended, lost_leases, wrong_worlds
 from tests.chaos.scene import Scene
 from tests.proxy import Proxy
 
@@ -52,7 +52,8 @@ class Outcome:
         lasted: seconds that the fault lasted.
         lost: rounds that should have formed and did not: a sentence for each.
         wrong: what was wrong with the worlds.
-        expelled: healthy nodes that ended or lost their place.
+        expelled: healthy nodes that ended, or lost their leases without a reason.
+        leases: healthy nodes that lost their leases when etcd may end them: see :class:`Scene`.
         failed: why the experiment could not be carried out; empty if it was.
         seconds: the seconds in which the job formed its next round. They begin with the fault, or with the start of
             the last node if that was later, or with the end of the fault if the job can form no round before. None if
@@ -68,6 +69,7 @@ class Outcome:
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     expelled: list[str] = field(default_factory=list)
+    leases: list[str] = field(default_factory=list)
     failed: str = ""
     seconds: float | None = None
     without: float | None = None
@@ -103,7 +105,9 @@ def carry_out(fault: Fault, number: int, seed: int, longest: float, cluster: Cha
         job.read()
     histories = [node.history for node in job.nodes]
     outcome.wrong = wrong_worlds(histories)
-    outcome.expelled = expelled(histories, fault.ends_leases)
+    leases = lost_leases(histories)
+    outcome.expelled = ended(histories) + [what for when, what in leases if when < scene.leases_end]
+    outcome.leases = [what for when, what in leases if when >= scene.leases_end]
     _clean_up(cluster, scene, outcome, folder)
     return outcome
 

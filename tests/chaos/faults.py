@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ __all__ = ["FAULTS", "Fault"]
 _FILLER = b"/filler/"
 _MIB = 1 << 20
 
+_RETENTION = 10.0
+"""Seconds of history that compaction keeps. An addition to a store fails if its answer is lost for longer."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -33,7 +37,6 @@ class Fault:
         cluster: makes the cluster that it needs.
         stops_etcd: whether etcd may accept no writes while it lasts.
         hits_node: whether it hits a node, and not etcd.
-        ends_leases: whether healthy nodes may lose their leases by right.
         proxied: whether the nodes connect through proxies.
         lease: ``keep_alive_interval`` and ``keep_alive_max_attempt`` of the nodes.
     """
@@ -43,7 +46,6 @@ class Fault:
     cluster: Callable[[], ChaosCluster] = ChaosCluster
     stops_etcd: bool = False
     hits_node: bool = False
-    ends_leases: bool = False
     proxied: bool = False
     lease: tuple[int, int] = (1, 5)
 
@@ -63,19 +65,21 @@ def _kill_follower(scene: Scene) -> None:
     _kill_member(scene, scene.follower())
 
 
-def _pause_member(scene: Scene, member: int) -> None:
-    scene.begin(f"SIGSTOP to m{member}")
+def _pause_leader(scene: Scene) -> None:
+    member = scene.cluster.leader
+    scene.begin(f"SIGSTOP to m{member}, the leader")
     scene.cluster.pause(member)
-    scene.hold(1, 30)
+    if scene.hold(1, 30) >= scene.job.shortest_lease:
+        scene.leases_end = time.monotonic()
     scene.cluster.resume(member)
 
 
-def _pause_leader(scene: Scene) -> None:
-    _pause_member(scene, scene.cluster.leader)
-
-
 def _pause_follower(scene: Scene) -> None:
-    _pause_member(scene, scene.follower())
+    member = scene.follower()
+    scene.begin(f"SIGSTOP to m{member}, a follower")
+    scene.cluster.pause(member)
+    scene.hold(1, 30)
+    scene.cluster.resume(member)
 
 
 def _kill_process(scene: Scene, node: Node) -> None:
@@ -173,6 +177,7 @@ def _restore(scene: Scene) -> None:
     cluster.snapshot(snapshot)
     scene.begin("a snapshot was taken")
     scene.hold(0, 6)
+    scene.leases_end = time.monotonic()
     token = f"restored-{scene.rng.getrandbits(32):08x}" if scene.rng.random() < 0.5 else cluster.token
     cluster.restore(snapshot, token)
     snapshot.unlink()
@@ -218,12 +223,16 @@ def _rotate_certificates(scene: Scene) -> None:
 
 
 def _compact(scene: Scene) -> None:
-    """Write a lot, compact up to the newest revision each 0.2 s, defragment, and break the connections meanwhile."""
+    """Write a lot, compact what is older than some seconds, defragment, and break the connections meanwhile.
+
+    A watch that has received nothing for longer than that resumes at a revision that does not exist any more.
+    """
     cluster, stopped = scene.cluster, threading.Event()
     scene.begin("compaction and defragmentation under load")
     with ThreadPoolExecutor() as pool:
         tasks = [pool.submit(_write, cluster, stopped), pool.submit(_compact_often, cluster, stopped)]
         try:
+            time.sleep(scene.rng.uniform(1, 1.5) * _RETENTION)
             for proxy in scene.proxies:
                 scene.hold(0, 2)
                 proxy.stall()
@@ -249,9 +258,11 @@ def _write(cluster: ChaosCluster, stopped: threading.Event) -> None:
 
 def _compact_often(cluster: ChaosCluster, stopped: threading.Event) -> None:
     member, defragmented = 0, time.monotonic()
+    known: deque[tuple[float, int]] = deque()
     while not stopped.wait(0.2):
-        revision = cluster.request(rpc_pb2.RangeRequest(key=_FILLER)).header.revision
-        cluster.request(rpc_pb2.CompactionRequest(revision=revision, physical=True))
+        known.append((time.monotonic(), cluster.request(rpc_pb2.RangeRequest(key=_FILLER)).header.revision))
+        if known[0][0] < time.monotonic() - _RETENTION:
+            cluster.request(rpc_pb2.CompactionRequest(revision=known.popleft()[1], physical=True))
         if time.monotonic() > defragmented + 1:
             member, defragmented = (member + 1) % 3, time.monotonic()
             cluster.request(rpc_pb2.DefragmentRequest(), member)
@@ -270,7 +281,7 @@ FAULTS = [
     Fault("rolling-restart", _restart_all),
     Fault("compaction", _compact, proxied=True),
     Fault("full-disk", _fill_disk, Limited, stops_etcd=True),
-    Fault("restore", _restore, Restorable, stops_etcd=True, ends_leases=True),
+    Fault("restore", _restore, Restorable, stops_etcd=True),
     # Until the nodes have the new password or certificates they cannot renew their leases.
     Fault("password", _rotate_password, Guarded, stops_etcd=True, lease=(2, 10)),
     Fault("certificates", _rotate_certificates, Secured, stops_etcd=True, lease=(2, 10)),

@@ -107,6 +107,12 @@ class Job:
     def run_id(self) -> str:
         return str(self._params["run_id"])
 
+    @property
+    def shortest_lease(self) -> float:
+        """After how many seconds without a renewal the lease of a node may end, at the earliest."""
+        interval, attempts = self._params["keep_alive_interval"], self._params["keep_alive_max_attempt"]
+        return float(interval * (attempts - 1))
+
     def start(self) -> Node:
         """Start another node."""
         with self._lock:

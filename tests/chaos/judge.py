@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["History", "expelled", "wrong_worlds"]
+__all__ = ["History", "ended", "lost_leases", "wrong_worlds"]
 
 _LATE = 5.0
 """Seconds within which a node that was suspended learns that its lease has ended."""
@@ -150,26 +150,33 @@ def _has_lost(world: dict[str, Any], leaves: dict[str, Any]) -> bool:
     return bool(leaves["lost"]) or leaves["node"] != world["node"] or world["node"] is None
 
 
-def expelled(histories: Sequence[History], leases_end: bool) -> list[str]:
-    """Return which healthy nodes ended with an error or lost their place: a sentence for each.
-
-    Args:
-        histories: the nodes.
-        leases_end: whether the leases of healthy nodes may end by right, as in a restored etcd.
-    """
+def lost_leases(histories: Sequence[History]) -> list[tuple[float, str]]:
+    """Return when healthy nodes noticed that they had lost their leases: the time, and a sentence."""
     found = []
     for history in histories:
         world: dict[str, Any] | None = None
-        for event in history.events:
-            if event["time"] >= history.healthy_until:
-                break
-            if event["event"] == "error":
-                found.append(f"{history.name} ended: {event['error']}")
-            elif event["event"] == "world":
-                if world is not None and world["node"] != event["node"] and not leases_end:
-                    found.append(f"{history.name} lost its lease after round {world['round']}")
+        for event in _healthy(history):
+            if event["event"] == "world":
+                if world is not None and world["node"] != event["node"]:
+                    what = f"{history.name} lost its lease between the rounds {world['round']} and {event['round']}"
+                    found.append((event["time"], what))
                 world = event
-            elif event["event"] == "leaves" and world is not None and _has_lost(world, event) and not leases_end:
-                found.append(f"{history.name} lost its lease in round {event['round']}")
+            elif event["event"] == "leaves" and world is not None and _has_lost(world, event):
+                found.append((event["time"], f"{history.name} lost its lease in round {event['round']}"))
                 world = None
     return found
+
+
+def ended(histories: Sequence[History]) -> list[str]:
+    """Return which healthy nodes ended with an error: a sentence for each."""
+    return [
+        f"{history.name} ended: {event['error']}"
+        for history in histories
+        for event in _healthy(history)
+        if event["event"] == "error"
+    ]
+
+
+def _healthy(history: History) -> list[dict[str, Any]]:
+    """Return what a node reported before something was done to it."""
+    return [event for event in history.events if event["time"] < history.healthy_until]

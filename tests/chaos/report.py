@@ -15,6 +15,15 @@ from tests.chaos.experiment import Outcome
 
 __all__ = ["load", "save", "show"]
 
+_REMARKS = (
+    "times: experiments, those in which the fault met a round that formed, and those in which it met a job that ran; "
+    "rounds lost: the nodes that ran did not meet in one world within their bound; wrong worlds: ranks, sizes or "
+    "addresses that do not fit, or a round that began while a member was still in an earlier one; expelled: healthy "
+    "nodes that ended with an error, or lost their leases without a reason; leases ended: healthy nodes whose leases "
+    "etcd ended although they were renewed, which is no fault of the nodes; failed: experiments not carried out.",
+    "Seconds, median / worst: until all nodes had met again, and until they had met with one more node afterwards.",
+)
+
 
 def save(outcomes: Sequence[Outcome], versions: Sequence[str], seed: int, longest: float, out: Path) -> Path:
     """Write the outcomes into a new file in the folder ``out``; return its path."""
@@ -39,15 +48,9 @@ def show(outcomes: Sequence[Outcome]) -> None:
     """Print a table with a row for each fault."""
     names = list(dict.fromkeys(outcome.fault for outcome in outcomes))
     rows = [_row(name, [outcome for outcome in outcomes if outcome.fault == name]) for name in names]
-    remarks = (
-        "rounds lost: the nodes that ran did not meet in one world within their bound; wrong worlds: ranks, sizes or "
-        "addresses that do not fit, or a round that began while a member was still in an earlier one; expelled: "
-        "healthy nodes that ended with an error or lost their place.",
-        "Seconds, median / worst: until all nodes had met again, and until they had met with one more node afterwards.",
-    )
-    heads = ["fault", "times", "forming", "running", "rounds lost", "wrong worlds", "expelled", "not carried out"]
+    heads = ["fault", "times", "forming", "running", "rounds lost", "wrong worlds", "expelled"]
     caption = "Faults of an etcd of three members, or of a job of four nodes"
-    Table(caption, [*heads, "re-form (s)", "one more (s)"], rows, remarks).show()
+    Table(caption, [*heads, "leases ended", "failed", "re-form (s)", "one more (s)"], rows, _REMARKS).show()
 
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
@@ -60,6 +63,7 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
         str(sum(len(outcome.lost) for outcome in outcomes)),
         str(sum(len(outcome.wrong) for outcome in outcomes)),
         str(sum(len(outcome.expelled) for outcome in outcomes)),
+        str(sum(len(outcome.leases) for outcome in outcomes)),
         str(len(outcomes) - len(carried_out)),
         _times([outcome.seconds for outcome in carried_out]),
         _times([outcome.afterwards for outcome in carried_out]),

@@ -36,6 +36,8 @@ class Scene:
     Attributes:
         began: when the fault began, on the monotonic clock; None if it has not.
         ended: when it ended.
+        leases_end: from when on etcd may end leases that are renewed: a leader that was suspended for longer than the
+            lease may do so when it continues, and a cluster that is restored does not know all leases.
         victim: the node that the fault hits; None if it hits none.
         story: what was done, with the seconds since the beginning.
     """
@@ -57,6 +59,7 @@ class Scene:
         self.folder = folder
         self.began: float | None = None
         self.ended: float | None = None
+        self.leases_end = float("inf")
         self.victim: Node | None = None
         self.story: list[str] = []
         self._created = time.monotonic()
@@ -70,11 +73,12 @@ class Scene:
         self.began = time.monotonic()
         self.say(what)
 
-    def hold(self, shortest: float, longest: float) -> None:
-        """Let the fault last for a random time in seconds."""
+    def hold(self, shortest: float, longest: float) -> float:
+        """Let the fault last for a random time; return it, in seconds."""
         seconds = self.rng.uniform(shortest, max(shortest, min(longest, self.longest)))
         self.say(f"for {seconds:.1f} s")
         time.sleep(seconds)
+        return seconds
 
     # Who is hit.
 
