@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from tests.chaos.clusters import ChaosCluster
 from tests.chaos.faults import Fault
 from tests.chaos.job import Job, Node
 from tests.chaos.judge import ended, lost_leases, wrong_worlds
-from tests.chaos.scene import Scene
+from tests.chaos.scene import Failed, Scene
 from tests.proxy import Proxy
 
 __all__ = ["Outcome", "carry_out"]
@@ -174,31 +174,42 @@ class _Experiment:
         outcome.afterwards = self._settle("when another node had started", since + BOUND) - since
 
     def _meet_fault(self, pool: ThreadPoolExecutor) -> float:
-        """Start the nodes, let the fault happen, and wait until it has ended; return when the last node started."""
+        """Start the nodes, let the fault happen, and wait until it has ended; return when the last node joined."""
         rng = self._scene.rng
         if self._outcome.phase == "forming":
-            starts = sorted(rng.uniform(0, 2) for _ in range(NODES))
-            happening = self._happen(pool, rng.uniform(0, 2.5))
+            starts, delay = sorted(rng.uniform(0, 2) for _ in range(NODES)), rng.uniform(0, 2.5)
         else:
             for _ in range(NODES):
                 self._job.start()
             self._settle("before the fault", time.monotonic() + BOUND)
             self._scene.say(f"the job runs; {self._last_round()}")
-            happening = self._happen(pool, delay := rng.uniform(0, 1.5))
+            delay = rng.uniform(0, 1.5)
             starts = [] if self._fault.hits_node else [delay + rng.uniform(0, 4)]
-        began = time.monotonic()
-        last = began
+        began = self._connect(starts) if self._fault.refuses_nodes else time.monotonic()
+        happening = self._happen(pool, delay)
         for start in starts:
             self._watch(happening, lambda start=start: time.monotonic() >= began + start)
-            last = time.monotonic()
-            self._scene.say(f"{self._job.start().name} starts")
+            name = "another node joins" if self._fault.refuses_nodes else f"{self._job.start().name} starts"
+            self._scene.say(name)
         self._watch(happening, happening.done)
         happening.result()
         self._scene.ended = time.monotonic()
         self._scene.cluster.mend()
         self._scene.say("the fault has ended")
         self._check_without()
-        return last
+        return began + max(starts, default=0.0)
+
+    def _connect(self, starts: Sequence[float]) -> float:
+        """Start nodes that join at ``starts``, and wait until they are connected; return when these times begin."""
+        began = time.monotonic() + 2
+        nodes = [self._job.start(began + start) for start in starts]
+        while not all(node.history.events for node in nodes):
+            if time.monotonic() > began + BOUND:
+                raise Failed("the nodes did not connect")
+            self._job.read()
+            time.sleep(0.05)
+        time.sleep(max(0.0, began - time.monotonic()))
+        return began
 
     def _happen(self, pool: ThreadPoolExecutor, delay: float) -> Future[None]:
         def happen() -> None:

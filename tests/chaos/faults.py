@@ -37,6 +37,7 @@ class Fault:
         cluster: makes the cluster that it needs.
         stops_etcd: whether etcd may accept no writes while it lasts.
         hits_node: whether it hits a node, and not etcd.
+        refuses_nodes: whether etcd refuses nodes that start while it lasts, so that all must be connected before.
         proxied: whether the nodes connect through proxies.
         lease: ``keep_alive_interval`` and ``keep_alive_max_attempt`` of the nodes.
     """
@@ -46,6 +47,7 @@ class Fault:
     cluster: Callable[[], ChaosCluster] = ChaosCluster
     stops_etcd: bool = False
     hits_node: bool = False
+    refuses_nodes: bool = False
     proxied: bool = False
     lease: tuple[int, int] = (1, 5)
 
@@ -283,6 +285,6 @@ FAULTS = [
     Fault("full-disk", _fill_disk, Limited, stops_etcd=True),
     Fault("restore", _restore, Restorable, stops_etcd=True),
     # Until the nodes have the new password or certificates they cannot renew their leases.
-    Fault("password", _rotate_password, Guarded, stops_etcd=True, lease=(2, 10)),
-    Fault("certificates", _rotate_certificates, Secured, stops_etcd=True, lease=(2, 10)),
+    Fault("password", _rotate_password, Guarded, stops_etcd=True, refuses_nodes=True, lease=(2, 10)),
+    Fault("certificates", _rotate_certificates, Secured, stops_etcd=True, refuses_nodes=True, lease=(2, 10)),
 ]

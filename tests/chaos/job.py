@@ -26,11 +26,11 @@ _processes.set_forkserver_preload([node.__name__])
 class Node:
     """A process, and what it has reported so far."""
 
-    def __init__(self, params: RendezvousParameters, folder: Path) -> None:
+    def __init__(self, params: RendezvousParameters, folder: Path, join_at: float) -> None:
         self.history = History(str(params.local_addr), time.monotonic())
         self._path = folder / f"{self.name}.ndjson"
         self._offset = 0
-        self._process = _processes.Process(target=node.run, args=(params, folder), name=self.name, daemon=True)
+        self._process = _processes.Process(target=node.run, args=(params, folder, join_at), name=self.name, daemon=True)
         self._process.start()
 
     @property
@@ -113,11 +113,11 @@ class Job:
         interval, attempts = self._params["keep_alive_interval"], self._params["keep_alive_max_attempt"]
         return float(interval * (attempts - 1))
 
-    def start(self) -> Node:
-        """Start another node."""
+    def start(self, join_at: float = 0.0) -> Node:
+        """Start another node, which joins at ``join_at`` on the monotonic clock."""
         with self._lock:
             params = RendezvousParameters(local_addr=f"node-{len(self.nodes)}", **self._params)
-            self.nodes.append(Node(params, self._folder))
+            self.nodes.append(Node(params, self._folder, join_at))
             return self.nodes[-1]
 
     @property

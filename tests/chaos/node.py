@@ -3,6 +3,7 @@
 It appends its reports to ``<name>.ndjson``, one JSON object on each line, and its log to ``<name>.log``. Each report
 has the ``time`` on the monotonic clock, which all processes of a machine share, and its kind, ``event``:
 
+    connects  The handler has been made, so etcd has accepted the node.
     joins     A join begins.
     world     It has returned: round, attempt, rank, size, bootstrap, and the node id.
     members   The members have met in the store of the round: a token that they share, the count of arrivals that this
@@ -34,8 +35,14 @@ _POLL = 0.1
 _STORE_TIMEOUT = timedelta(seconds=60)
 
 
-def run(params: RendezvousParameters, folder: Path) -> None:
-    """Take part in rounds until the process is killed, or a call fails."""
+def run(params: RendezvousParameters, folder: Path, join_at: float = 0.0) -> None:
+    """Take part in rounds until the process is killed, or a call fails.
+
+    Args:
+        params: the configuration of the node.
+        folder: for the reports and the log.
+        join_at: when to join for the first time, on the monotonic clock.
+    """
     name = str(params.local_addr)
     log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -49,6 +56,8 @@ def run(params: RendezvousParameters, folder: Path) -> None:
 
         try:
             handler = create_handler(params)
+            report("connects")
+            time.sleep(max(0.0, join_at - time.monotonic()))
             while True:
                 _take_part(handler, name, report)
         except Exception as exc:
