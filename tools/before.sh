@@ -3,11 +3,12 @@
 #
 #     tools/before.sh COMMIT TEST...
 #
-# A test that the commit added for its mend fails. tests/conftest.py is taken from the commit before too, because it
+# COMMIT may be a part of the commit's subject, after ":/". A test that the commit added for its mend fails. tests/conftest.py is taken from the commit before too, because it
 # imports the sources. Run it in the environment of `make test`; nothing is compiled.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-commit=$1 folder=build/before/$1
+commit=$(git rev-parse --short "$1^{commit}")
+folder=build/before/$commit
 shift
 python=$PWD/.venv/bin/python
 
