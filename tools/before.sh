@@ -3,8 +3,9 @@
 #
 #     tools/before.sh COMMIT TEST...
 #
-# COMMIT may be a part of the commit's subject, after ":/". A test that the commit added for its mend fails. tests/conftest.py is taken from the commit before too, because it
-# imports the sources. Run it in the environment of `make test`; nothing is compiled.
+# COMMIT may be a part of its subject, after ":/". A test that the commit added for its mend fails. tests/conftest.py is
+# taken from the commit before too, because it imports the sources. Run it in the environment of `make test`; nothing is
+# compiled.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 commit=$(git rev-parse --short "$1^{commit}")

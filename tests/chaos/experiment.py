@@ -55,9 +55,9 @@ class Outcome:
         expelled: healthy nodes that ended, or lost their leases without a reason.
         leases: healthy nodes that lost their leases when etcd may end them: see :class:`Scene`.
         failed: why the experiment could not be carried out; empty if it was.
-        seconds: the seconds in which the job formed its next round. They begin with the fault, or with the start of
-            the last node if that was later, or with the end of the fault if the job can form no round before. None if
-            the fault was no reason to form a round.
+        seconds: the seconds until all nodes had met again. They begin with the fault, or with the join of the last
+            node if that was later, or with the end of the fault if the job may form no round before. None if all had
+            met before they began.
         without: seconds after which the others went on without a suspended node; None if there was none.
         afterwards: seconds from the start of one more node after the fault until all had met again.
     """

@@ -89,8 +89,8 @@ def run_all(
 def _line(outcome: Outcome) -> str:
     what = f"{outcome.fault} {outcome.number} ({outcome.phase}, {outcome.lasted:.1f} s)"
     if outcome.faultless:
-        reformed = "no round was needed" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
-        return f"{what}: {reformed}, then {outcome.afterwards:.1f} s"
+        again = "all had met before" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
+        return f"{what}: {again}, then {outcome.afterwards:.1f} s"
     found = [f"round lost {each}" for each in outcome.lost]
     found += [f"wrong world: {each}" for each in outcome.wrong]
     found += [f"expelled: {each}" for each in outcome.expelled]
