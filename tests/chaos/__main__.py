@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.report import load, save, show
+from tests.chaos.report import load, save, table
 from tests.chaos.run import run_all
 
 
@@ -31,17 +31,22 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="for results and logs (build/chaos)")
     parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="print the table of these results")
+    parser.add_argument("--markdown", action="store_true", help="print that table as Markdown")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(names):
         parser.error(f"there is no fault {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     if options.show:
-        show(load(options.show))
+        results = table(load(options.show))
+        if options.markdown:
+            print(results.markdown())
+        else:
+            results.show()
         return 0
     faults = [fault for fault in FAULTS if not options.faults or fault.name in options.faults]
     numbers = range(options.first, options.first + options.times)
     outcomes, versions = run_all(faults, numbers, options.seed, options.longest, options.jobs, options.out)
     path = save(outcomes, versions, options.seed, options.longest, options.out)
-    show(outcomes)
+    table(outcomes).show()
     print(f"results: {path}")
     return 0 if all(outcome.faultless for outcome in outcomes) else 1
 

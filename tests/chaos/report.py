@@ -13,7 +13,7 @@ from rendezvous.bench.metadata import metadata
 from rendezvous.bench.tables import MISSING, Table
 from tests.chaos.experiment import Outcome
 
-__all__ = ["load", "save", "show"]
+__all__ = ["load", "save", "table"]
 
 _REMARKS = (
     "times: experiments, those in which the fault met a round that formed, and those in which it met a job that ran; "
@@ -44,13 +44,13 @@ def load(paths: Sequence[Path]) -> list[Outcome]:
     return [Outcome(**each) for path in paths for each in json.loads(path.read_text())["outcomes"]]
 
 
-def show(outcomes: Sequence[Outcome]) -> None:
-    """Print a table with a row for each fault."""
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Return a table with a row for each fault."""
     names = list(dict.fromkeys(outcome.fault for outcome in outcomes))
     rows = [_row(name, [outcome for outcome in outcomes if outcome.fault == name]) for name in names]
     heads = ["fault", "times", "forming", "running", "rounds lost", "wrong worlds", "expelled"]
     caption = "Faults of an etcd of three members, or of a job of four nodes"
-    Table(caption, [*heads, "leases ended", "failed", "re-form (s)", "one more (s)"], rows, _REMARKS).show()
+    return Table(caption, [*heads, "leases ended", "failed", "re-form (s)", "one more (s)"], rows, _REMARKS)
 
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
