@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo etcd test lint test-dist test-compiled test-pure test-asan test-etcds test-lowest test-netns \
-        test-pythons porcupine histories soak spec messages transcripts mutants wheels bench bench-full clean settings
+        test-pythons porcupine histories soak chaos spec messages transcripts mutants wheels bench bench-full clean settings
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
@@ -40,6 +40,7 @@ help:
 	@echo 'make histories     record histories of the store under faults, and check them for linearizability (needs Go)'
 	@echo 'make soak          300 handlers behind proxies that cut and stall, for 10 minutes: nothing is lost, nothing grows'
 	@echo 'make spec          check the specification in spec/ with TLC (needs Java)'
+	@echo 'make chaos         faults of real clusters and processes, fifty times each (about an hour; CHAOS= sets the options)'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make transcripts   write the transcripts of the simulated scenarios again'
 	@echo 'make mutants       run the simulation with each deliberate fault, and print how many seeds it takes to notice it'
@@ -228,6 +229,12 @@ test-lowest:
 	cat $(LOWEST)/constraints.txt
 	RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt '.[test]'
 	$(LOWEST)/bin/python -m pytest --require-all $(SIDE_BY_SIDE) $(LOWEST_TESTS)
+
+# Options of `python -m tests.chaos`. CI runs each fault once, with short suspensions.
+CHAOS ?= --times 50
+
+chaos: $(VENV)/.built-dev etcd
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 transcripts: $(VENV)/.built-dev
 	$(BIN)/python -m tests.simulation --transcripts

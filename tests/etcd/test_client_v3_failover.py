@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 
 from rendezvous.api import RendezvousConnectionError
+from rendezvous.etcd.v3.client import ClientOptions
 from rendezvous.etcd.v3.operations import prefix_end
 from rendezvous.utils import get_free_port
 from tests.etcd.clients import Observer, connected, on_a_loop, until, uses, within
@@ -62,6 +63,26 @@ async def test_a_stream_that_breaks_late_does_not_lead_back_to_the_dead_endpoint
         proxy.cut()
         await until(lambda: observer.changes, "the watch reports the change")
         assert client.target == f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("what", ["request", "keep-alive"])
+@on_a_loop
+async def test_a_watch_leaves_an_endpoint_that_does_not_answer_something_else(port, proxy, key, what):
+    """Without pings, only a request or a keep-alive shows that the endpoint is silent."""
+    options = ClientOptions(ping_interval=3600, ping_timeout=3600)
+    async with connected(proxy.port, port, options=options) as client:
+        observer, lease = Observer(), await client.grant(3, within())
+        await observer.watch(client, key)
+        assert await client.keep_alive(lease, within())
+        proxy.stall()
+        async with connected(port) as other:
+            await other.put(key, b"new")
+        if what == "request":
+            await client.put(key + b"2")
+        else:
+            await client.keep_alive(lease, within())
+        await until(lambda: observer.changes, "the watch reports the change")
+        assert not observer.lost
 
 
 @on_a_loop

@@ -164,6 +164,8 @@ class Endpoints:
         """The endpoint that is used now."""
         self.on_return: list[Callable[[], None]] = []
         """Called when the client has returned to the preferred endpoint."""
+        self.on_failure: list[Callable[[Endpoint], None]] = []
+        """Called with the endpoint that the client has left because it failed."""
         self.probe_key = b"rendezvous"
         """The key that is read to see whether the preferred endpoint answers: one that the user may read."""
         self._failed: set[Endpoint] = set()
@@ -233,8 +235,11 @@ class Endpoints:
             self._failed = {endpoint}
             others = [each for each in self._all if each is not endpoint]
         self.current = random.choice(others)
+        logger.debug("using etcd at %s instead of %s, which failed", self.current.target, endpoint.target)
         if self._returning is None or self._returning.done():
             self._returning = asyncio.get_running_loop().create_task(self._return())
+        for function in self.on_failure:
+            function(endpoint)
 
     async def _return(self) -> None:
         shortest, longest = self._return_after

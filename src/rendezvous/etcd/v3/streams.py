@@ -48,6 +48,8 @@ class Stream(ABC, Generic[_Request, _Answer]):
         self._history = history
         self._outbox: asyncio.Queue[_Request] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._endpoint: Endpoint | None = None
+        """The endpoint that the stream is on."""
         self._failures = 0
         """How often the stream broke since the last answer."""
         self._warn_at = 0.0
@@ -103,7 +105,7 @@ class Stream(ABC, Generic[_Request, _Answer]):
 
     async def _run(self) -> None:
         while self._needed():
-            endpoint = self._endpoints.current
+            endpoint = self._endpoint = self._endpoints.current
             try:
                 self._user = await self._endpoints.metadata(_AUTHENTICATION_TIMEOUT)
                 call = endpoint.stream(*self.METHOD, (*self.METADATA, *self._user))

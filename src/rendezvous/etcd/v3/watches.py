@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3.client import Watch, WatchSpec
-from rendezvous.etcd.v3.endpoints import Endpoints
+from rendezvous.etcd.v3.endpoints import Endpoint, Endpoints
 from rendezvous.etcd.v3.errors import EtcdError, RefusedError, translate_watch_cancel
 from rendezvous.etcd.v3.history import History
 from rendezvous.etcd.v3.messages import rpc_pb2
@@ -60,12 +60,18 @@ class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
 
     def __init__(self, endpoints: Endpoints, history: History) -> None:
         super().__init__(endpoints, history)
+        endpoints.on_failure.append(self._leave)
         self._watches: dict[_StreamWatch, None] = {}
         # On the open stream: the watches that etcd has not created yet, which it answers in order, and the others.
         self._requested: deque[_StreamWatch] = deque()
         self._created: dict[int, _StreamWatch] = {}
         self._reason = "no answer"
         """Why the stream last broke."""
+
+    def _leave(self, endpoint: Endpoint) -> None:
+        """Leave an endpoint that does not answer requests: a stream on it may be silent for long before it breaks."""
+        if self._endpoint is endpoint and self._task is not asyncio.current_task():
+            self._move()
 
     async def start(self, spec: WatchSpec, deadline: float) -> Watch:
         """See :meth:`EtcdClient.watch`."""
