@@ -30,6 +30,10 @@ class ChaosCluster(Cluster):
     def __init__(self, flags: Sequence[str] = (), tls: Certificates | None = None, binary: str | None = None) -> None:
         super().__init__(3, tls, (*_FLAGS, *flags), binary)
 
+    def __enter__(self) -> ChaosCluster:
+        super().__enter__()
+        return self
+
     @property
     def version(self) -> str:
         return etcd_version(self._binary) or "unknown"

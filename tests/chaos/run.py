@@ -14,6 +14,10 @@ from tests.chaos.faults import Fault
 __all__ = ["run_all"]
 
 
+_STARTS = 3
+"""How often the start of a cluster is tried."""
+
+
 class _Clusters:
     """Clusters that no experiment uses now, by what makes them."""
 
@@ -32,8 +36,7 @@ class _Clusters:
             unused = others[0].pop() if others else None
         if unused is not None:
             unused.__exit__()
-        cluster = make()
-        cluster.__enter__()
+        cluster = _start(make)
         self.versions.add(cluster.version)
         return cluster
 
@@ -45,6 +48,16 @@ class _Clusters:
         for clusters in self._idle.values():
             for cluster in clusters:
                 cluster.__exit__()
+
+
+def _start(make: Callable[[], ChaosCluster]) -> ChaosCluster:
+    """Start a cluster. Another program may take a port that was free before etcd uses it: then others are tried."""
+    for _ in range(_STARTS - 1):
+        try:
+            return make().__enter__()
+        except (RuntimeError, TimeoutError) as exc:
+            print(f"a cluster did not start: {str(exc)[-300:]}", flush=True)
+    return make().__enter__()
 
 
 def run_all(
