@@ -32,7 +32,7 @@ class Allowance:
 # tells more. gRPC opens and closes connections, and its own threads come and go.
 ALLOWED = {
     MEMORY: Allowance(0.1, 10 << 20),
-    OBJECTS: Allowance(0.02, 2000),
+    OBJECTS: Allowance(0.01, 500),
     DESCRIPTORS: Allowance(0.05, 20),
     THREADS: Allowance(0.02, 10),
     TASKS: Allowance(0.02, 10),

@@ -34,7 +34,7 @@ OPTIONS = {"keep_alive_interval": 5, "keep_alive_max_attempt": 3, "join_timeout"
 
 _PREFIX = "/soak"
 _WARM_UP = 0.2  # of the whole time
-_REST = (0.0, 6.0)  # seconds that a round lasts
+_LONGEST_ROUND = 0.01  # of the whole time
 _HANDLERS_OF_A_HOST = 50
 
 
@@ -47,7 +47,8 @@ class Host:
         self._reports = reports
         command = [sys.executable, "-m", "tests.soak.host", json.dumps({"names": names, **setup})]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -70,6 +71,10 @@ class Host:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 @dataclass
@@ -158,10 +163,10 @@ class Soak:
         began, result = time.monotonic(), self.result
         self._settle()
         with Faults(self._cluster, self._proxies, str(self._seed), members=False, pause=(0.5, 4.0)) as faults:
-            self._form_rounds(began + _WARM_UP * seconds, say)
+            self._form_rounds(began + _WARM_UP * seconds, _LONGEST_ROUND * seconds, say)
             result.before = self._measure()
             say(f"measured after a warm-up of {time.monotonic() - began:.0f} s")
-            self._form_rounds(began + seconds, say)
+            self._form_rounds(began + seconds, _LONGEST_ROUND * seconds, say)
         result.faults = faults.counts
         self._settle()
         result.after = self._measure()
@@ -170,7 +175,8 @@ class Soak:
         result.problems = self._worlds.faults + figures.growth(result.before, result.after)
         return result
 
-    def _form_rounds(self, until: float, say: Callable[[str], None]) -> None:
+    def _form_rounds(self, until: float, longest: float, say: Callable[[str], None]) -> None:
+        """Form rounds, each of which lasts at most ``longest`` seconds."""
         while time.monotonic() < until and not self._stuck:
             command = self._rng.choice(("again", "again", "replace"))
             names = self._rng.sample(self._names, self._rng.choice((1, 1, 3)))
@@ -180,7 +186,7 @@ class Soak:
             self._settle(last)
             self.result.forming.append(time.monotonic() - began)
             self.result.replaced += len(names) if command == "replace" else 0
-            self._rest(self._rng.uniform(*_REST))
+            self._rest(self._rng.uniform(0.0, longest))
             say(f"round {self._worlds.round} after {self.result.forming[-1]:.1f} s ({command} {len(names)})")
 
     def _tell(self, name: str, command: str) -> None:
