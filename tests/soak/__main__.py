@@ -18,13 +18,13 @@ from tests.soak.run import Result, Soak
 
 def _table(result: Result) -> Table:
     table = Table("figure", title=f"{result.handlers} handlers, {result.rounds} rounds, {result.seconds:.0f} s")
-    for heading in ("after the warm-up", "at the end", "change"):
-        table.add_column(heading, justify="right")
-    for name, after in result.after.items():
-        before = result.before[name]
-        values = [f"{value / (1 << 20):.1f} MiB" if name == MEMORY else f"{value}" for value in (before, after)]
-        change = f"{100 * (after - before) / before:+.1f} %" if before else f"{after - before:+}"
-        table.add_row(name, *values, change)
+    for part in range(len(result.figures)):
+        table.add_column("after the warm-up" if part == 0 else f"part {part + 1}", justify="right")
+    table.add_column("change", justify="right")
+    for name in result.figures[0] if result.figures else ():
+        values = [figures[name] for figures in result.figures]
+        texts = [f"{value / (1 << 20):.1f} MiB" if name == MEMORY else f"{value}" for value in values]
+        table.add_row(name, *texts, f"{100 * (values[-1] - values[0]) / max(1, values[0]):+.1f} %")
     return table
 
 
@@ -41,7 +41,7 @@ def main() -> int:
     with Soak(options.handlers, options.seed, binary) as soak:
         result = soak.run(options.seconds, lambda text: print(text, flush=True))
     facts = {"etcd": etcd_version(binary), **result.as_json()}
-    Console(width=100).print(_table(result))
+    Console(width=120).print(_table(result))
     print(f"etcd {facts['etcd']}; {result.replaced} handlers replaced; seconds to form a round: {facts['forming']}")
     print(f"longest time for which an event loop stood still: {result.stood_still:.1f} s")
     print("faults:", ", ".join(f"{count} x {name}" for name, count in sorted(result.faults.items())))

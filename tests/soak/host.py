@@ -135,7 +135,7 @@ class Agent:
 
 
 class Clock:
-    """Measures for how long the event loop stands still, as a coroutine on it.
+    """Measures for how long the event loop stands still.
 
     Attributes:
         longest: in seconds, until now.
@@ -150,12 +150,16 @@ class Clock:
     def recent(self) -> float:
         return max(self._pauses, default=0.0)
 
-    async def run(self) -> None:
-        clock = asyncio.get_running_loop().time
+    async def start(self) -> None:
+        """Begin to measure the running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        time = asyncio.get_running_loop().time
         while True:
-            began = clock()
+            began = time()
             await asyncio.sleep(0.1)
-            self._pauses.append(clock() - began - 0.1)
+            self._pauses.append(time() - began - 0.1)
             self.longest = max(self.longest, self._pauses[-1])
 
 
@@ -187,7 +191,7 @@ def main() -> None:
         name: Agent(RendezvousParameters(local_addr=name, backend="etcd-v3", **setup["params"]), setup["plant"])
         for name in setup["names"]
     }
-    threading.Thread(target=background.run, args=(clock.run(),), daemon=True).start()
+    background.run(clock.start())
     for agent in agents.values():
         agent.thread.start()
     for line in sys.stdin:

@@ -33,8 +33,8 @@ TTL = 15
 OPTIONS = {"keep_alive_interval": 5, "keep_alive_max_attempt": 3, "join_timeout": 600, "last_call_timeout": 1}
 
 _PREFIX = "/soak"
-_WARM_UP = 0.2  # of the whole time
-_REST = (0.0, 6.0)  # seconds that a round lasts
+_PARTS = 5
+_LONGEST_ROUND = 0.01  # of the whole time
 _HANDLERS_OF_A_HOST = 50
 
 
@@ -47,7 +47,8 @@ class Host:
         self._reports = reports
         command = [sys.executable, "-m", "tests.soak.host", json.dumps({"names": names, **setup})]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -70,6 +71,10 @@ class Host:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 @dataclass
@@ -83,8 +88,7 @@ class Result:
         forming: seconds that each round took, from the command that ended the round before.
         replaced: how many handlers were dropped and replaced.
         faults: how many faults of each kind were made.
-        before: the figures after the warm-up; none if no further round could form.
-        after: the figures at the end; none if no further round could form.
+        figures: the figures after each part of the time; the first part is the warm-up.
         stood_still: the longest time in seconds for which an event loop of a process with handlers stood still. On a
             machine that is too slow, leases end.
         problems: what was wrong, a sentence each.
@@ -96,8 +100,7 @@ class Result:
     forming: list[float] = field(default_factory=list)
     replaced: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    before: dict[str, int] = field(default_factory=dict)
-    after: dict[str, int] = field(default_factory=dict)
+    figures: list[dict[str, int]] = field(default_factory=list)
     stood_still: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -158,19 +161,23 @@ class Soak:
         began, result = time.monotonic(), self.result
         self._settle()
         with Faults(self._cluster, self._proxies, str(self._seed), members=False, pause=(0.5, 4.0)) as faults:
-            self._form_rounds(began + _WARM_UP * seconds, say)
-            result.before = self._measure()
-            say(f"measured after a warm-up of {time.monotonic() - began:.0f} s")
-            self._form_rounds(began + seconds, say)
+            for part in range(1, _PARTS + 1):
+                self._form_rounds(began + seconds * part / _PARTS, _LONGEST_ROUND * seconds, say)
+                if part < _PARTS:
+                    self._measure()
+                    say(f"measured after {time.monotonic() - began:.0f} s")
         result.faults = faults.counts
         self._settle()
-        result.after = self._measure()
+        self._measure()
         result.rounds = self._worlds.round + 1
         result.seconds = time.monotonic() - began
-        result.problems = self._worlds.faults + figures.growth(result.before, result.after)
+        result.problems = [*self._worlds.faults]
+        if not self._stuck:
+            result.problems += figures.growth(result.figures[0], result.figures[-1])
         return result
 
-    def _form_rounds(self, until: float, say: Callable[[str], None]) -> None:
+    def _form_rounds(self, until: float, longest: float, say: Callable[[str], None]) -> None:
+        """Form rounds, each of which lasts at most ``longest`` seconds."""
         while time.monotonic() < until and not self._stuck:
             command = self._rng.choice(("again", "again", "replace"))
             names = self._rng.sample(self._names, self._rng.choice((1, 1, 3)))
@@ -180,7 +187,7 @@ class Soak:
             self._settle(last)
             self.result.forming.append(time.monotonic() - began)
             self.result.replaced += len(names) if command == "replace" else 0
-            self._rest(self._rng.uniform(*_REST))
+            self._rest(self._rng.uniform(0.0, longest))
             say(f"round {self._worlds.round} after {self.result.forming[-1]:.1f} s ({command} {len(names)})")
 
     def _tell(self, name: str, command: str) -> None:
@@ -221,13 +228,10 @@ class Soak:
 
     # The figures.
 
-    def _measure(self) -> dict[str, int]:
-        """Return the figures, as soon as etcd has ended the leases of handlers that could not revoke theirs.
-
-        There are none if no further round can form: a process may have ended.
-        """
-        if self._stuck:
-            return {}
+    def _measure(self) -> None:
+        """Measure, as soon as etcd has ended the leases of handlers that could not revoke theirs."""
+        if self._stuck:  # a process may have ended
+            return
         deadline = time.monotonic() + 2 * TTL
         keys = Keys(_PREFIX, self._run_id)
         while True:
@@ -239,4 +243,4 @@ class Soak:
             host.tell("measure")
         reports = [host.measured.get(timeout=BOUND) for host in self._hosts]
         self.result.stood_still = max(report["stood still"] for report in reports)
-        return figures.of_hosts(reports) | found
+        self.result.figures.append(figures.of_hosts(reports) | found)
