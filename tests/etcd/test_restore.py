@@ -22,12 +22,19 @@ from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import PUT, prefix_end
 from tests.etcd.clients import Observer, connected, on_a_loop, until, within
 from tests.etcd.clusters import BOUND, Cluster
-from tests.etcd.snapshots import copy_data, go_back, take_snapshot
+from tests.etcd.snapshots import Restore, copy_data, go_back, take_snapshot
 from tests.nodes import in_thread
 
 LIMITS = Limits(3, 3)
 SAVERS = pytest.mark.parametrize("save", [copy_data, take_snapshot], ids=["same_cluster_id", "new_cluster_id"])
 PUSHED = pytest.mark.parametrize("pushed", [False, True], ids=["lower_revision", "pushed_revision"])
+
+SOME = pytest.mark.parametrize(
+    ("save", "pushed"),
+    [(copy_data, True), (take_snapshot, False)],
+    ids=["same_cluster_id-pushed_revision", "new_cluster_id-lower_revision"],
+)
+"""The two ways that are told by different signs."""
 
 
 class Job:
@@ -73,36 +80,50 @@ def write(cluster: Cluster, count: int = 20) -> None:
         send(cluster.channel(), rpc_pb2.PutRequest(key=b"/another/program"), BOUND)
 
 
-@pytest.mark.parametrize("members", [1, 3])
 @PUSHED
 @SAVERS
 @on_a_loop
-async def test_the_members_of_a_round_form_the_next_one(run_id, caplog, save, pushed, members):
-    with Cluster(members) as cluster:
-        job = Job(cluster, run_id)
-        assert {place.round for place in await job.join()} == {0}
-        restore = await job.change(save, cluster)
-        places = await job.join()
-        assert {place.round for place in places} == {1}
-        store = AsyncEtcdStore(job.clients[0], job.keys, 1, places[0].run_lease, 0, "client", random.Random(0))
-        waiting = asyncio.ensure_future(store.wait([b"never"], 2 * BOUND))
+async def test_the_members_of_a_round_form_the_next_one(run_id, caplog, save, pushed):
+    with Cluster(1) as cluster:
+        await members_form_the_next_round(cluster, run_id, caplog, save, pushed)
+
+
+@SOME
+@on_a_loop
+async def test_the_members_form_the_next_round_on_a_cluster_of_three(run_id, caplog, save, pushed):
+    with Cluster(3) as cluster:
+        await members_form_the_next_round(cluster, run_id, caplog, save, pushed)
+
+
+async def members_form_the_next_round(
+    cluster: Cluster,
+    run_id: str,
+    caplog: pytest.LogCaptureFixture,
+    save: Callable[[Cluster], Restore],
+    pushed: bool,
+) -> None:
+    job = Job(cluster, run_id)
+    assert {place.round for place in await job.join()} == {0}
+    restore = await job.change(save, cluster)
+    places = await job.join()
+    assert {place.round for place in places} == {1}
+    store = AsyncEtcdStore(job.clients[0], job.keys, 1, places[0].run_lease, 0, "client", random.Random(0))
+    waiting = asyncio.ensure_future(store.wait([b"never"], 2 * BOUND))
+    await store.set(b"key", b"value", BOUND)
+    await job.change(write, cluster)
+    await job.change(go_back, cluster, restore, pushed)
+    await job.are_told()
+    with pytest.raises(RendezvousConnectionError, match=r"was restored from a snapshot: what was written to the etcd"):
+        await waiting
+    with pytest.raises(RendezvousConnectionError, match="which has a store of its own"):
         await store.set(b"key", b"value", BOUND)
-        await job.change(write, cluster)
-        await job.change(go_back, cluster, restore, pushed)
-        await job.are_told()
-        with pytest.raises(
-            RendezvousConnectionError, match=r"was restored from a snapshot: what was written to the etcd"
-        ):
-            await waiting
-        with pytest.raises(RendezvousConnectionError, match="which has a store of its own"):
-            await store.set(b"key", b"value", BOUND)
-        places = await job.join()
-        assert {place.round for place in places} == {2}
-        store = AsyncEtcdStore(job.clients[1], job.keys, 2, places[0].run_lease, 0, "client", random.Random(0))
-        assert await store.add(b"key", 1, BOUND) == 1
-        assert "etcd was restored from a snapshot: " in caplog.text
-        assert caplog.text.count("gives up its lease and joins the next round") == len(job.nodes)
-        await job.stop()
+    places = await job.join()
+    assert {place.round for place in places} == {2}
+    store = AsyncEtcdStore(job.clients[1], job.keys, 2, places[0].run_lease, 0, "client", random.Random(0))
+    assert await store.add(b"key", 1, BOUND) == 1
+    assert "etcd was restored from a snapshot: " in caplog.text
+    assert caplog.text.count("gives up its lease and joins the next round") == len(job.nodes)
+    await job.stop()
 
 
 @PUSHED
@@ -155,8 +176,7 @@ async def test_nothing_has_changed_since_the_snapshot(run_id, save):
         await job.stop()
 
 
-@PUSHED
-@SAVERS
+@SOME
 @on_a_loop
 async def test_a_run_that_was_closed_stays_closed(run_id, save, pushed):
     with Cluster(1) as cluster:
@@ -181,8 +201,7 @@ async def test_a_run_that_was_closed_stays_closed(run_id, save, pushed):
         await job.stop()
 
 
-@PUSHED
-@SAVERS
+@SOME
 @on_a_loop
 async def test_a_run_that_is_closed_in_the_snapshot_is_closed(run_id, save, pushed):
     """It was closed before, its keys were deleted, and it was begun again."""
@@ -239,8 +258,7 @@ async def test_a_round_begins_with_an_empty_store(run_id):
         await job.stop()
 
 
-@PUSHED
-@SAVERS
+@SOME
 def test_the_state_of_the_dynamic_rendezvous_is_read_again(run_id, save, pushed):
     with Cluster(1) as cluster:
         backend, store = create_backend(RendezvousParameters("etcd-v2", cluster.endpoint, run_id, 1, 2))
