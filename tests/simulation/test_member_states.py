@@ -276,11 +276,37 @@ def test_a_node_that_leaves_during_its_join_does_not_enter_again(state: State):
         await asyncio.sleep(0.005)
         await until(lambda: member.state is state)
         await member.leave(1)
+        left_at = asyncio.get_running_loop().time()
         with pytest.raises(
             RendezvousConnectionError, match="node-0_0_0 left the rendezvous 'run' while it was joining"
         ):
             await joining
+        assert asyncio.get_running_loop().time() < left_at + 1  # it does not wait for its deadline
         assert (member.state, member.node_id, job.keys_of_nodes()) == (State.IDLE, None, [])
+
+    run(scenario())
+
+
+def test_a_member_watches_again_if_its_watch_ends_before_its_start_is_known(monkeypatch):
+    async def scenario() -> None:
+        job = Run(Limits(1, 2, last_call=0.5))
+        member = job.node()
+        watch, ended = job.links[0]._watch, []
+
+        async def end_the_first(spec: WatchSpec, deadline: float) -> Any:
+            started = await watch(spec, deadline)
+            if spec.key == job.keys.ctl and not ended:
+                ended.append(spec)
+                started.cancel()
+                spec.lost()
+            return started
+
+        monkeypatch.setattr(job.links[0], "_watch", end_the_first)
+        await join(member)
+        assert ended
+        joining = join(job.node())
+        await until(lambda: member.num_nodes_waiting() == 1)
+        await asyncio.gather(join(member), joining)
 
     run(scenario())
 

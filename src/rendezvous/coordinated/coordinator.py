@@ -49,6 +49,7 @@ class Coordinator:
         random: draws attempt ids.
         agreement: what this node is configured with, and how other nodes differ.
         options: intervals and limits.
+        known: the last round record that this node received; None if it received none.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Coordinator:
         random: random.Random,
         agreement: Agreement,
         options: Options = Options(),  # noqa: B008, it is immutable
+        known: RoundRecord | None = None,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -68,6 +70,7 @@ class Coordinator:
         self._random = random
         self._agreement = agreement
         self._lost_record: RoundRecord | None = None
+        self._known = known
         self._retry = Retry(options, random)
         self._writer = Writer(client, keys, fence, options.request_timeout)
         self._table = Table()
@@ -164,17 +167,17 @@ class Coordinator:
     async def _begin(self, deadline: float) -> None:
         """Begin without a round record: the run is new, or the record is lost."""
         await self._nodes.load(deadline)
-        lost = self._lost_record
+        lost, known, table = self._lost_record, self._lost_record or self._known, self._table
         if self._closed:
             return
-        if lost is not None and lost.complete and lost.round == self._table.number and self._table.members:
+        if lost is not None and lost.complete and lost.round == table.number and table.members:
             await self._restore(lost)
-        elif lost is not None:
-            self._table.open(self._table.number)
-        elif self._table.highest < 0:
-            self._table.open(0)
+        elif lost is not None and not lost.complete:
+            table.open(max(table.number, lost.round))
+        elif table.nodes and (table.highest >= 0 or (known is not None and known.complete)):
+            await self._recount(-1 if known is None else known.round)
         else:
-            await self._recount()
+            table.open(0 if known is None else known.round + known.complete)
 
     async def _restore(self, record: RoundRecord) -> None:
         """Write the record and the roster of the complete round again, under the new run lease."""
@@ -187,13 +190,13 @@ class Coordinator:
         await self._put_record(record, after=parts)
         self._table.complete(record.round, members)
 
-    async def _recount(self) -> None:
-        """Let all nodes leave the round that they are in, if they are in one, because nobody knows its members."""
+    async def _recount(self, number: int) -> None:
+        """Let all nodes leave the round that they are in, at most ``number``, because nobody knows its members."""
         nodes = {node.node_id: node.record.name for node in self._table.nodes.values()}
         self._error = f"the etcd key '{printable(self._keys.round)}' was deleted"
         logger.error("%s; the nodes form the next round", self._error)
         record = RoundRecord(
-            self._table.highest + 1,
+            max(self._table.highest, number) + 1,
             Phase.COMPLETE,
             min_nodes=rules.least(self._limits),
             max_nodes=self._limits.max_nodes,

@@ -32,6 +32,7 @@ from rendezvous.coordinated.lifecycle import Lifecycle, State
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.roster import find_rank
 from rendezvous.coordinated.rules import Assignment, Step
+from rendezvous.coordinated.run_lease import RunLease
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.tracking import Tracker
@@ -77,6 +78,7 @@ class Member:
         self._is_outsider = False
         self._view = View(keys, self._on_change, client.history.restored)
         self._tracker = Tracker(client, keys, self._view, self._live_session, node.name, settings.interval)
+        self._run_lease = RunLease(client, self._view, settings.options.run_keep_alive_interval, random)
         self._election = Election(client, keys, self._view, settings, self._live_session, self._agreement, random)
         self._bootstrap = BootstrapExchange(
             client, keys, self._view, settings.run_id, node.name, settings.limits.reform_on_loss
@@ -157,6 +159,7 @@ class Member:
         """
         self._lifecycle.begin_join()
         self._follow_history()
+        self._run_lease.start()
         self._is_outsider = True
         self._deadline = asyncio.get_running_loop().time() + timeout
         try:
@@ -328,10 +331,12 @@ class Member:
         self._lifecycle.become(State.IDLE)
         self._client.history.unsubscribe(self._on_restored)
         self._election.stop()
+        self._run_lease.stop()
         self._tracker.stop()
         settling, self._settling = self._settling, None
         session, self._session = self._session, None
         self._view.synced = False
+        self._view.wake()  # a join that is under way ends
         if session is not None:
             await session.close(asyncio.get_running_loop().time() + timeout)
         if settling is not None:
