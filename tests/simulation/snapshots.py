@@ -57,6 +57,7 @@ def restore(world: World, snapshot: Snapshot, new_cluster_id: bool, pushed: bool
     for _, timer in etcd.leases.values():
         timer.cancel()
     etcd.leases.clear()
+    etcd._ending.clear()
     etcd.revision, etcd.compacted = snapshot.revision, snapshot.compacted
     etcd.current, etcd.events = dict(snapshot.current), list(snapshot.events)
     etcd._keys = list(snapshot.keys)
