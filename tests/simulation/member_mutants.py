@@ -9,7 +9,7 @@ import msgspec
 
 from rendezvous.coordinated import bootstrap, coordinator, election, entry, member, session, tracking, view
 from rendezvous.etcd.v3 import client, errors
-from rendezvous.etcd.v3.operations import compare, prefix_end, put_op
+from rendezvous.etcd.v3.operations import compare, put_op
 from tests.simulation.mutation import Patch, always, mutant
 
 # The members.
@@ -110,20 +110,6 @@ def _new_coordinator_not_followed(patch: Patch) -> None:
 def _member_ignores_compaction(patch: Patch) -> None:
     """A node does not watch again when its watch has ended because of a compaction."""
     patch.setattr(tracking.Tracker, "_lose_track", lambda self: None)
-
-
-@mutant("liveness", seeds=1000)
-def _end_of_a_watch_overlooked(patch: Patch) -> None:
-    """A node keeps a watch that has ended before its start was known, and receives no events any more."""
-
-    async def begin(self: Any, deadline: float) -> None:
-        if self._watch is None:
-            ctl = self._keys.ctl
-            self._watch = await self._client.watch(
-                ctl, prefix_end(ctl), self._view.receive, self._lose_track, deadline, resumed=self._read_soon
-            )
-
-    patch.setattr(tracking.Tracker, "_begin", begin)
 
 
 @mutant("liveness", seeds=1000)
