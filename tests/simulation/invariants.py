@@ -114,7 +114,9 @@ class Invariants:
         self._may_reform = False
         self._attempts: set[str] = set()  # of the rounds that have completed
         self._outdated: set[str] = set()  # of the rounds that completed before a restoration
+        self._checked: set[str] = set()  # of all rounds that have ever completed
         self._record_deleted = False
+        self._coordinator_knew = False
         self.record: RoundRecord | None = None
         self.closed_at: int | None = None
         self.returned: dict[int, dict[str, Assignment]] = {}
@@ -186,8 +188,9 @@ class Invariants:
             self.fail("agreement", f"{node.name} has {place}")
         others[node.name] = place
         first_use = self._first_use.setdefault(place.round, self._etcd.revision)
-        over = self.record is not None and self.record.round > place.round  # then it may be unknown
-        if not (0 < place.since <= first_use or (place.since == 0 and over)):
+        # It may be unknown if the bootstrap is deleted: the round is over, or the run lease has ended.
+        gone = self._bootstrap is None or self._bootstrap.attempt != place.attempt
+        if not (0 < place.since <= first_use or (place.since == 0 and gone)):
             self.fail("store", f"{node.name} watches since {place.since}, the store is in use since {first_use}")
         host = bootstrap.addr.removeprefix("node-")
         if (bootstrap.attempt, bootstrap.node) != (place.attempt, place.first) or bootstrap.port != 29500 + int(host):
@@ -207,13 +210,17 @@ class Invariants:
         keys, current = self._keys, self._etcd.current
         if keys.coordinator in changed:
             self._coordinator = writer if keys.coordinator in current else None
+            self._coordinator_knew = writer is not None and writer.member.view.last_record is not None
         fenced = any(key.startswith((keys.round, keys.root + b"roster/")) for key in changed)
         if fenced and writer is not None and writer is not self._coordinator:
             self.fail("fencing", f"{writer.name} wrote {changed[0].decode()} and is not the coordinator")
         for key in (keys.round, keys.closed):
             if key in changed and key not in current and not self._may_lose_records():
                 self.fail("records", f"{key.decode()} was deleted while there were nodes that needed it")
-        self._record_deleted |= keys.round in changed and keys.round not in current
+        if keys.round in changed and keys.round not in current:
+            self._record_deleted = True
+            if self._coordinator is not None:
+                self._coordinator_knew = self._coordinator.member.view.last_record is not None
         if keys.closed in changed and self.closed_at is None and keys.closed in current:
             self.closed_at = self._etcd.revision
         for key in changed:
@@ -260,6 +267,8 @@ class Invariants:
         if deleted and before is not None and record.round <= before.round:
             # Nodes that know nothing of the lost record begin anew. Those that were in a round never return from an
             # earlier one, and as long as one is in a round, no other completes.
+            if not self._coordinator_knew:
+                self._outdated |= self._attempts  # docs/limits.md: its node joined after the record was lost
             for past in (self.returned, self._rosters, self._first_use):
                 past.clear()
             before = None
@@ -281,12 +290,11 @@ class Invariants:
             self._rosters[record.round], self._may_reform = [], True  # nobody knows the members
             return
         self._attempts.add(record.attempt)
-        number, size, limits = record.round, record.world_size, self.limits
-        if self.closed_at is not None:
-            self.fail("closed is final", f"round {number} completed after the rendezvous was closed")
-        if not limits.min_nodes <= size <= limits.max_nodes or size % limits.node_unit:
-            self.fail("bounds", f"round {number} has {size} nodes")
-        self._check_exclusivity(record)
+        number, size = record.round, record.world_size
+        again = record.attempt in self._checked  # the record was lost, and is written again
+        self._checked.add(record.attempt)
+        if not again:
+            self._check_who_may_complete(record)
         prefix = self._keys.roster(number, record.attempt)
         shards = {key: kv.value for key, kv in self._etcd.current.items() if key.startswith(prefix)}
         shards = {key: value for key, value in shards.items() if not key.startswith(prefix + b"names/")}
@@ -302,9 +310,18 @@ class Invariants:
             self.fail("agreement", f"the roster of round {number} has {len(members)} nodes, not {size}")
         for stranger in [node_id for node_id in members if not self._etcd.granted(node_id)]:
             self.fail("strangers", f"node {stranger:x} is a member of round {number}, and etcd granted no such lease")
-        self._check_preference(number, members)
+        if not again:
+            self._check_preference(number, members)
         self._rosters[number] = members
         self._may_reform = any(self._is_reason(key) for key in [*map(self._keys.node, members), *self._node_keys()])
+
+    def _check_who_may_complete(self, record: RoundRecord) -> None:
+        number, size, limits = record.round, record.world_size, self.limits
+        if self.closed_at is not None:
+            self.fail("closed is final", f"round {number} completed after the rendezvous was closed")
+        if not limits.min_nodes <= size <= limits.max_nodes or size % limits.node_unit:
+            self.fail("bounds", f"round {number} has {size} nodes")
+        self._check_exclusivity(record)
 
     def _node_keys(self) -> list[bytes]:
         return [key for key in self._etcd.current if key.startswith(self._keys.nodes)]

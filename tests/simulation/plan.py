@@ -233,7 +233,7 @@ class Plan:
                 serving=rng.choice([0.05, 0.05, 3.0, 12.0]),
             ),
             shard_nodes=rng.choice([1, 2, 128]),
-            operations=rng.choice([1, 2, 100]),
+            operations=100 if large else rng.choice([1, 2, 100]),
             close_at_completion=rng.random() < 0.1,
             strike_rank_0=(rng.randint(0, 2), rng.choice([0.0, 9.0, 15.0])) if rng.random() < 0.2 else None,
         )

@@ -74,8 +74,10 @@ def restore(world: World, snapshot: Snapshot, new_cluster_id: bool, pushed: bool
 
 def _push(etcd: Etcd, revision: int) -> None:
     """Let another program write until etcd's revision is greater than ``revision``."""
+    no_space, etcd.no_space = etcd.no_space, False
     while etcd.revision <= revision:
         etcd.handle(Call.TXN, rpc_pb2.TxnRequest(success=[put_op(_FOREIGN, b"")]), None)
+    etcd.no_space = no_space
 
 
 def schedule(world: World, restoration: Restoration) -> None:

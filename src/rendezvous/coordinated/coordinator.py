@@ -76,6 +76,8 @@ class Coordinator:
         self._table = Table()
         self._nodes = NodeWatch(client, keys, self._table, agreement, self._notice_nodes)
         self._changed = asyncio.Event()
+        self._repaired = asyncio.Event()
+        self._lost_at = 0
         self._closed = False
         self._previous = ""
         self._error = ""
@@ -101,12 +103,12 @@ class Coordinator:
             except EtcdError as exc:
                 logger.info("the coordinator reads the state of the run again: %s", exc)
                 await asyncio.sleep(_MIN_RETRY_DELAY)
-            except (RendezvousConnectionError, RendezvousStateError) as exc:
-                await asyncio.sleep(self._retry.fail(exc))
             except Exception as exc:
                 # If the task ended here, the node would stay the coordinator and the run would never go on.
-                logger.exception("the coordinator failed")
-                await asyncio.sleep(self._retry.fail(exc))
+                if not isinstance(exc, (RendezvousConnectionError, RendezvousStateError)):
+                    logger.exception("the coordinator failed")
+                self._repaired.clear()
+                await _wait(self._repaired, self._retry.fail(exc))
             finally:
                 self._nodes.stop()
 
@@ -120,6 +122,9 @@ class Coordinator:
         """Write the round record again: it was deleted or overwritten at ``revision``, or the run lease ended."""
         if self._writer.record is not None and revision > self._writer.revision:
             self._nodes.lose_track()
+        if revision != self._lost_at:
+            self._lost_at = revision
+            self._repaired.set()  # perhaps a record that cannot be read is gone
 
     def _notice_nodes(self) -> None:
         self._dirty = True
@@ -263,7 +268,7 @@ class Coordinator:
                 self._dirty = True
                 await asyncio.sleep(self._retry.fail(exc, self._table.lost()))
                 continue
-            await self._sleep(wait)
+            await _wait(self._changed, wait)
 
     async def _act(self) -> float:
         """Do what the rules decide; return the seconds after which they must decide again, if nothing changes."""
@@ -286,15 +291,6 @@ class Coordinator:
                 raise OutdatedError
             self._renewed_at = clock()
         return min(wait, interval if left is None else left)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait for a change, at most ``seconds``."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(max(0.0, seconds), self._changed.set)
-        try:
-            await self._changed.wait()
-        finally:
-            timer.cancel()
 
     async def _move(self, move: Move) -> None:
         if move is Move.OPEN:
@@ -400,3 +396,12 @@ class Coordinator:
             return False
         self._published_at = asyncio.get_running_loop().time()
         return True
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for ``event``, at most ``seconds``. Afterwards it may be set without reason."""
+    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()

@@ -75,6 +75,7 @@ class Member:
         self._looked_up = -1
         self._assignment: Assignment | None = None
         self._last_attempt = ""
+        self._member_id: int | None = None  # the node's id in the last round
         self._is_outsider = False
         self._view = View(keys, self._on_change, client.history.restored)
         self._tracker = Tracker(client, keys, self._view, self._live_session, node.name, settings.interval)
@@ -199,7 +200,7 @@ class Member:
             self._lifecycle.become(State.ENTERING)
         self._lifecycle.become(State.MEETING)
         self._assignment = assignment
-        self._last_attempt = assignment.attempt
+        self._last_attempt, self._member_id = assignment.attempt, self.node_id
         self._node = msgspec.structs.replace(self._node, last_round=assignment.round, last_rank=assignment.rank)
         return assignment
 
@@ -268,7 +269,8 @@ class Member:
             suspect = 0.0
             record = view.record
             stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
-            step, reason = rules.follow(record, self._looked_up, self._node.last_round, stands_by, closed, late)
+            last_round, returned = self._node.last_round, self.node_id == self._member_id
+            step, reason = rules.follow(record, self._looked_up, last_round, stands_by, closed, late, returned)
             logger.debug("node %s: %s: %s", self._node.name, step.name, reason)
             if step is Step.LOOK_UP:
                 assert record is not None
