@@ -140,9 +140,9 @@ test-asan: $(VENV)/.built-dev
 	$(ASAN_RUN) -c 'from rendezvous._core import _state_c; assert _state_c.__file__.startswith("$(ASAN)"), _state_c'
 	$(ASAN_RUN) -m pytest -q --require-all --capture=sys -k 'not pure' $(addprefix tests/test_,state.py state_bytes.py roster.py swap.py)
 
-# What depends on the server, on each release but the newest, on which `make test` runs. The tests of the v2 API are left
-# out on 3.6 and later, which do not serve it, and on the newest that does, on which `make test` runs them.
-ETCD_TESTS ?= tests/etcd tests/torchrun/test_jobs.py tests/torchrun/test_jobs_v3.py $(addprefix tests/test_,cli.py demo_processes.py examples.py)
+# What depends on the server, on each release but the newest, on which `make test` runs. On 3.6 and later the tests of the
+# v2 API are left out.
+ETCD_TESTS ?= tests/etcd tests/torchrun/test_jobs.py tests/torchrun/test_jobs_v3.py tests/test_cli.py tests/test_examples.py
 
 # Rights, users and tokens.
 SID_TESTS ?= $(addprefix tests/etcd/test_,roles.py credentials.py rotation.py)
@@ -150,7 +150,7 @@ SID_TESTS ?= $(addprefix tests/etcd/test_,roles.py credentials.py rotation.py)
 test-etcds: $(VENV)/.built-dev etcd
 	set -e; for etcd in $(filter-out build/etcd/v3.7/etcd,$(ETCDS)); do \
 	  echo "== $$($$etcd --version | head -n 1)"; \
-	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$$etcd" $(BIN)/python -m pytest -q --require-all --after-make-test $(SIDE_BY_SIDE) $(ETCD_TESTS); \
+	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$$etcd" $(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) $(ETCD_TESTS); \
 	done
 	if [ -e $(SID_ETCD) ]; then \
 	  echo "== $$($(SID_ETCD) --version | head -n 1), of Debian unstable"; \
@@ -218,9 +218,7 @@ test-netns: $(VENV)/.built-dev
 # The lowest versions run on the lowest Python: for newer ones they have no wheels, or warnings of their own.
 LOWEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 LOWEST := build/lowest
-# What uses a dependency: the clients, what they do when etcd fails, and the records. What is above them is left out.
-LOWEST_TESTS ?= $(filter-out $(addprefix tests/etcd/test_,coordinated% dynamic_handler% server%),$(wildcard tests/etcd/test_*.py)) \
-                tests/etcd/coordinated_store $(addprefix tests/test_,api.py cli.py coordinated_records.py package.py)
+LOWEST_TESTS ?= tests/etcd $(addprefix tests/test_,api.py cli.py coordinated_records.py package.py roster.py state.py state_bytes.py swap.py)
 
 test-lowest:
 	rm -rf $(LOWEST)

@@ -181,6 +181,11 @@ def test_the_next_step_of_a_node(record, looked_up, last, stands_by, closed, lat
     assert rules.follow(record, looked_up, last, stands_by, closed, late) == (step, reason)
 
 
+def test_a_node_that_left_a_round_and_has_a_new_lease_is_a_newcomer():
+    step, _ = rules.follow(SPARES, 3, 3, stands_by=False, closed=False, late=True, returned=False)
+    assert step is Step.STAND_BY
+
+
 def test_the_progress_says_how_many_joined_how_many_are_needed_and_which_are_missing():
     names = tuple(f"node-{number}" for number in range(8))
     record = RoundRecord(4, Phase.FORMING, joined=1021, min_nodes=1024, missing=names, missing_count=11)

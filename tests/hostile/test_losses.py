@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.rules import Limits
+from rendezvous.etcd.v3.client import Call
 from tests.hostile.runs import SHARDED, Run, damage, end_run_lease, form, join, kill_coordinator, simulated, until
 
 pytestmark = pytest.mark.both_twins
@@ -121,12 +123,13 @@ def test_a_round_that_forms_goes_on_if_the_run_lease_ends():
     simulated(scenario())
 
 
-def test_rounds_go_on_if_the_record_and_the_coordinator_are_lost_at_once():
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_rounds_go_on_if_the_record_and_the_coordinator_are_lost_at_once(rounds: int):
     async def scenario() -> None:
         run = Run()
         limits = Limits(3, 4, last_call=1.0)
         nodes = run.nodes(5, limits)
-        for number in range(3):
+        for number in range(rounds):
             places = await asyncio.gather(*map(join, nodes[:4]))
             assert {place.round for place, _ in places} == {number}
         spare = join(nodes[4])
@@ -139,6 +142,83 @@ def test_rounds_go_on_if_the_record_and_the_coordinator_are_lost_at_once():
         places = await asyncio.gather(*map(join, left), spare)
         assert sorted(place.rank for place, _ in places) == [0, 1, 2, 3]
         (number,) = {place.round for place, _ in places}
-        assert number > 2
+        assert number >= rounds
+
+    simulated(scenario())
+
+
+def test_rounds_go_on_if_the_record_is_lost_while_a_coordinator_takes_over():
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(2, 3, last_call=1.0))
+        await form(nodes, 0)
+
+        def lose(stage: str, call: Call, request: Any) -> None:
+            """End the run lease as soon as the next coordinator has read the record."""
+            if stage == "after" and call is Call.RANGE and request.key == run.keys.ctl:
+                for link in run.links:
+                    link.hook = lambda stage, call, request: None
+                end_run_lease(run)
+
+        for link in run.links:
+            link.hook = lose
+        left = kill_coordinator(run, nodes)
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the nodes are told to leave the round")
+        assert "was deleted" in run.record().error  # not a round with nodes that are still in another one
+        places = await asyncio.gather(*map(join, left))
+        assert sorted(place.rank for place, _ in places) == [0, 1]
+        (number,) = {place.round for place, _ in places}
+        assert number > 0
+
+    simulated(scenario())
+
+
+def test_a_closed_run_stays_closed_and_its_records_stay_while_one_member_runs():
+    async def scenario() -> None:
+        run = Run()
+        options = Options(run_ttl=30, run_keep_alive_interval=5.0)
+        nodes = [run.node(number, Limits(3, 3), options) for number in range(3)]
+        await form(nodes, 0)
+        await nodes[1].close("enough", asyncio.get_running_loop().time() + 5)
+        await nodes[0].leave(1)
+        await nodes[1].leave(1)
+        await asyncio.sleep(300)  # nobody is elected any more
+        assert {run.keys.closed, run.keys.round} <= set(run.etcd.current)
+        await nodes[2].leave(1)
+        await asyncio.sleep(100)
+        assert not run.etcd.current
+
+    simulated(scenario())
+
+
+def test_the_records_of_a_run_stay_while_members_run_that_have_lost_their_leases():
+    async def scenario() -> None:
+        run = Run()
+        options = Options(run_ttl=30, run_keep_alive_interval=5.0)
+        nodes = [run.node(number, Limits(2, 2, reform_on_loss=False), options) for number in range(2)]
+        await form(nodes, 0)
+        for node in nodes:
+            assert node.node_id is not None
+            run.etcd.end_lease(node.node_id)
+        await until(lambda: all(node.state is State.LOST for node in nodes), "the nodes know that they are lost")
+        await asyncio.sleep(300)
+        assert run.keys.round in run.etcd.current
+        assert not any(node.num_nodes_waiting() for node in nodes)
+
+    simulated(scenario())
+
+
+def test_a_coordinator_goes_on_soon_after_a_damaged_record_is_deleted():
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(2, 3, last_call=1.0))
+        await form(nodes, 0)
+        left = kill_coordinator(run, nodes)
+        run.put(run.keys.round, b"?")
+        await asyncio.sleep(300)  # its pauses between two attempts are long now
+        run.delete(run.keys.round)
+        await until(lambda: all(node.num_nodes_waiting() for node in left), "the nodes are told to go on", 5.0)
+        places = await asyncio.gather(*map(join, left))
+        assert {(place.round, place.world_size) for place, _ in places} == {(2, 2)}  # above the one that was deleted
 
     simulated(scenario())

@@ -95,7 +95,9 @@ def test_a_coordinator_that_takes_over_with_other_settings_is_named_by_the_membe
         theirs, own = (node._settings.limits.last_call for node in (leader, other))
         assert (run.record().by, run.record().settings.last_call_timeout) == (leader._node.name, theirs)
         values = f"has last_call_timeout={own}, but the coordinator, node '{leader._node.name}', has"
-        assert len(said(caplog, f"{values} last_call_timeout={theirs}, and the run goes by that")) == 1
+        text = f"{values} last_call_timeout={theirs}, and the run goes by that"
+        await until(lambda: said(caplog, text), "the other node has received the record")
+        assert len(said(caplog, text)) == 1
 
     simulated(scenario())
 

@@ -8,7 +8,9 @@ import time
 
 from tests.simulation import mutants, scenarios
 from tests.simulation.invariants import Violation
-from tests.simulation.run import simulate, violations
+from tests.simulation.plan import Plan
+from tests.simulation.run import simulate_plan, violations
+from tests.simulation.shrinking import invariant_of, shrink
 
 
 def _seeds(text: str) -> range:
@@ -16,16 +18,26 @@ def _seeds(text: str) -> range:
     return range(int(first), int(end))
 
 
-def _replay(seed: int) -> int:
+def _replay(plan: Plan) -> int:
     transcript: list[str] = []
     failed = 0
     try:
-        simulate(seed, transcript)
+        simulate_plan(plan, transcript)
     except Violation as exc:
         transcript.append(str(exc))
         failed = 1
     print("\n".join(transcript))
     return failed
+
+
+def _shrink(seed: int) -> int:
+    plan = Plan.of(seed)
+    if not invariant_of(plan):
+        print(f"seed {seed} violates no invariant")
+        return 0
+    plan = shrink(plan)
+    print(plan)
+    return _replay(plan)
 
 
 def _run_seeds(seeds: range, jobs: int | None) -> int:
@@ -52,15 +64,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.simulation")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--seeds", type=_seeds, default=range(2000), metavar="A:B", help="run the seeds A to B-1 (default 0:2000)"
+        "--seeds", type=_seeds, default=range(5000), metavar="A:B", help="run the seeds A to B-1 (default 0:5000)"
     )
     what.add_argument("--replay", type=int, metavar="SEED", help="run one seed and print its transcript")
+    what.add_argument("--shrink", type=int, metavar="SEED", help="make the plan of a seed smaller, and print its run")
     what.add_argument("--mutants", action="store_true", help="run each mutant until a seed notices it")
     what.add_argument("--transcripts", action="store_true", help="write the transcripts of the scenarios again")
     parser.add_argument("--jobs", type=int, metavar="N", help="number of processes (default: one for each core)")
     options = parser.parse_args()
     if options.replay is not None:
-        return _replay(options.replay)
+        return _replay(Plan.of(options.replay))
+    if options.shrink is not None:
+        return _shrink(options.shrink)
     if options.mutants:
         return _run_mutants(options.jobs)
     if options.transcripts:

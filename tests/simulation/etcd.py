@@ -6,16 +6,30 @@ It implements what etcd documents for its v3 API, for the requests that the prot
 from __future__ import annotations
 
 import asyncio
+import random
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rendezvous.etcd.v3.client import Call
-from rendezvous.etcd.v3.errors import CompactedError, EtcdError, FutureRevisionError, LeaseNotFoundError
+from rendezvous.etcd.v3.errors import (
+    CompactedError,
+    EtcdError,
+    FutureRevisionError,
+    LeaseNotFoundError,
+    NoSpaceError,
+)
 from rendezvous.etcd.v3.messages import rpc_pb2
 
+if TYPE_CHECKING:
+    from tests.simulation.watching import LinkWatch
+
 Message = Any
+
+_BEFORE_FIRST_LEASE = 7_587_880_000_000_000_000
+MAX_OPERATIONS = 128  # in one transaction, etcd's --max-txn-ops
+MAX_BYTES = 3 << 19  # of one request, etcd's --max-request-bytes
 
 
 def within(key: bytes, start: bytes, end: bytes) -> bool:
@@ -39,6 +53,9 @@ class Etcd:
         leases: the time to live of each lease, and the timer that ends it.
         cluster_id: the id of the cluster; another one after some restorations.
         restarts: how often all members were restarted, so that all connections broke.
+        no_space: the quota is exceeded: etcd accepts no writes that need space.
+        lateness: by how many seconds at most a lease ends too late. It is renewed no more, but its keys still exist.
+        watches: all watches, in the order in which they were started.
     """
 
     def __init__(self, on_write: Callable[[Any, list[bytes]], None] = lambda writer, keys: None) -> None:
@@ -54,19 +71,37 @@ class Etcd:
         self._keys: list[bytes] = []
         self._versions: dict[bytes, list[tuple[int, Any]]] = {}
         self._bound: defaultdict[int, set[bytes]] = defaultdict(set)
-        self._last_lease = 7_587_880_000_000_000_000
-        self._changed: set[asyncio.Future[None]] = set()
+        self._last_lease = _BEFORE_FIRST_LEASE
+        self._ending: set[int] = set()
+        self._random = random.Random(0)
+        self._times: list[float] = [0.0]  # when each revision of the next list became the current one
+        self._revisions: list[int] = [1]
+        self.no_space = False
+        self.lateness = 0.0
+        self.watches: dict[LinkWatch, None] = {}
         self._on_write = on_write
 
     # Requests.
 
-    def handle(self, call: Call, request: Message, writer: Any) -> Message:
-        """Apply one request and return etcd's answer. Raises EtcdError."""
+    def handle(self, call: Call, request: Message, writer: Any, behind: float = 0.0) -> Message:
+        """Apply one request and return etcd's answer. Raises EtcdError.
+
+        Args:
+            call: the method.
+            request: the message.
+            writer: who sent it.
+            behind: by how many seconds the data of the member that was asked is behind the others'.
+        """
+        if request.ByteSize() > MAX_BYTES:
+            raise EtcdError("etcdserver: request is too large")
         before = self.revision
         if call is Call.RANGE:
+            self._check_stale(request, behind)
             answer = self._range(request)
         elif call is Call.TXN:
+            self._check_operations(request, MAX_OPERATIONS)
             self._check_duplicates(request)
+            self._check_space(request)
             answer = self._txn(request, self.revision + 1)
         elif call is Call.DELETE:
             answer = rpc_pb2.DeleteRangeResponse(deleted=self._delete(request.key, request.range_end, before + 1))
@@ -87,19 +122,42 @@ class Etcd:
     def restart(self) -> None:
         """Break all connections."""
         self.restarts += 1
-        self._wake()
+        self._note_revision()
+        for watch in list(self.watches):
+            watch.interrupt()
+
+    def _note_revision(self) -> None:
+        self._times.append(asyncio.get_running_loop().time())
+        self._revisions.append(self.revision)
 
     def _settle(self, before: int, writer: Any) -> None:
         if self.events and self.events[-1][0] > before:
             self.revision = self.events[-1][0]
+            self._note_revision()
             self._on_write(writer, [event.kv.key for revision, event in self.events_since(before + 1)])
-            self._wake()
+            for watch in list(self.watches):
+                watch.notice()
 
-    def _wake(self) -> None:
-        waiting, self._changed = self._changed, set()
-        for future in sorted(waiting, key=lambda f: f.number):  # type: ignore[attr-defined]
-            if not future.done():
-                future.set_result(None)
+    def _check_stale(self, request: Message, behind: float) -> None:
+        """Refuse a read of a member's own data that is not there yet, or that may be old without anyone knowing it."""
+        if not request.serializable:
+            return
+        assert request.revision, "a serializable read without a revision may be answered with old data"
+        if behind and request.revision > self.revision_at(asyncio.get_running_loop().time() - behind):
+            raise FutureRevisionError("etcdserver: mvcc: required revision is a future revision")
+
+    def _check_operations(self, request: Message, most: int) -> None:
+        number = max(len(request.compare), len(request.success), len(request.failure))
+        if number > most:
+            raise EtcdError("etcdserver: too many operations in txn request")
+        for op in (*request.success, *request.failure):
+            if op.HasField("request_txn"):
+                self._check_operations(op.request_txn, most - number)
+
+    def _check_space(self, request: Message) -> None:
+        """Refuse a transaction that puts. As etcd does, do not look into the transactions inside it."""
+        if self.no_space and any(op.HasField("request_put") for op in (*request.success, *request.failure)):
+            raise NoSpaceError("etcdserver: mvcc: database space exceeded")
 
     def _range(self, request: Message) -> Message:
         if request.revision and request.revision < self.compacted:
@@ -203,6 +261,8 @@ class Etcd:
     # Leases.
 
     def _grant(self, request: Message) -> Message:
+        if self.no_space:
+            raise NoSpaceError("etcdserver: mvcc: database space exceeded")
         self._last_lease += 1
         self._arm(self._last_lease, request.TTL)
         return rpc_pb2.LeaseGrantResponse(ID=self._last_lease, TTL=request.TTL)
@@ -210,15 +270,27 @@ class Etcd:
     def _arm(self, lease: int, ttl: int) -> None:
         if lease in self.leases:
             self.leases[lease][1].cancel()
+        self._ending.discard(lease)
         self.leases[lease] = (ttl, asyncio.get_running_loop().call_later(ttl, self._expire, lease))
 
     def _expire(self, lease: int) -> None:
+        if self.lateness and lease not in self._ending:
+            self._ending.add(lease)
+            late = self._random.uniform(0, self.lateness)
+            timer = asyncio.get_running_loop().call_later(late, self._expire, lease)
+            self.leases[lease] = (self.leases[lease][0], timer)
+        else:
+            self.end_lease(lease)
+
+    def end_lease(self, lease: int) -> None:
+        """End a lease, and delete its keys."""
         before = self.revision
         self._end(lease)
         self._settle(before, None)
 
     def _end(self, lease: int) -> None:
         self.leases.pop(lease)[1].cancel()
+        self._ending.discard(lease)
         for key in sorted(self._bound.pop(lease, ())):
             self._delete(key, b"", self.revision + 1)
 
@@ -228,8 +300,18 @@ class Etcd:
         self._end(lease)
         return rpc_pb2.LeaseRevokeResponse()
 
-    def keep_alive(self, lease: int) -> bool:
-        """Renew a lease; return whether it exists."""
+    def granted(self, lease: int) -> bool:
+        """Return whether there is, or was, such a lease."""
+        return _BEFORE_FIRST_LEASE < lease <= self._last_lease
+
+    def ttl(self, lease: int) -> int:
+        """Return the time to live of a lease in seconds; 0 if there is no such lease."""
+        return self.leases[lease][0] if lease in self.leases else 0
+
+    def keep_alive(self, lease: int) -> bool | None:
+        """Renew a lease; return whether it exists. None if etcd does not answer, because it is about to end it."""
+        if lease in self._ending:
+            return None
         if lease in self.leases:
             self._arm(lease, self.leases[lease][0])
         return lease in self.leases
@@ -252,12 +334,6 @@ class Etcd:
             at -= 1
         return self.events[at:]
 
-    async def change(self, number: int) -> None:
-        """Wait for the next change; all that wait are resumed in the order of ``number``."""
-        future = asyncio.get_running_loop().create_future()
-        future.number = number  # type: ignore[attr-defined]
-        self._changed.add(future)
-        try:
-            await future
-        finally:
-            self._changed.discard(future)
+    def revision_at(self, time: float) -> int:
+        """Return what the revision was at a time."""
+        return self._revisions[max(0, bisect_right(self._times, time) - 1)]

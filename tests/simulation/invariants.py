@@ -10,14 +10,16 @@ The message of a violation begins with the name of the invariant:
     closed is final   After the rendezvous is closed, no round completes.
     fencing           Only the current coordinator writes rosters and round records.
     meeting point     Members receive the bootstrap of rank 0 of their own round. It is not replaced during the round.
+    strangers         Only nodes of the run are members, whatever other programs write.
     preference        A member of the last round is not replaced by another node.
     reason            Members are asked to form the next round only if a node was lost, has returned, or is new.
-    records           While there is a coordinator, the records of the run are not deleted.
+    records           While there is a coordinator, or a member in a round, the records of the run are not deleted.
     store             The revision from which a member watches the store of a round is not later than its first use.
     history           No node believes that etcd was restored from a snapshot if it was not.
-    liveness          Without faults, a join returns soon if enough nodes run. Once the faults have ended, every node is
-                      soon in a complete round, or is a spare; then nothing changes any more. No node relies on a
-                      lease that has ended.
+    liveness          Without faults, a join returns soon if enough nodes run; one that began without faults does not
+                      time out. Once the faults have ended, every node is soon in a complete round, or is a spare;
+                      then nothing changes any more. No node relies on a lease that has ended.
+    patience          A join does not fail before its timeout because etcd cannot be used for a while.
     no error is lost  No task ends with an exception that nobody receives.
 
 If etcd is restored from a snapshot, what is known of it here goes back with it. Only exclusivity has an
@@ -30,7 +32,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from rendezvous._core import Roster
-from rendezvous.api import RendezvousError
+from rendezvous.api import RendezvousError, RendezvousStateError
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, RoundRecord
@@ -61,7 +63,18 @@ class Past(NamedTuple):
 
 
 class Violation(AssertionError):
-    """An invariant does not hold."""
+    """An invariant does not hold.
+
+    Args:
+        invariant: the name of the invariant.
+        text: what happened.
+        seed: the seed of the run, if that is known.
+    """
+
+    def __init__(self, invariant: str, text: str, seed: int | None = None) -> None:
+        super().__init__(f"{invariant}: {text}" if seed is None else f"seed {seed}: {invariant}: {text}")
+        self.invariant = invariant
+        self.text = text
 
 
 class Invariants:
@@ -79,6 +92,9 @@ class Invariants:
         closed_at: the revision at which the rendezvous was closed; None if it is not.
         returned: what the members got from each round: by the number of the round and the name of the node.
         faults_until: the time at which the last fault ended or will end.
+        join_time: seconds within which a join must return if no fault happens.
+        planted: whether another program has written keys of the run.
+        run_lease_lost: whether the run lease was ended from outside.
         violation: the first violation; None if there is none.
     """
 
@@ -91,23 +107,29 @@ class Invariants:
         self._nodes = nodes
         self._report = report
         self._rosters: dict[int, list[int]] = {}
+        self._last_rounds: dict[str, int] = {}
         self._first_use: dict[int, int] = {}  # the revision of etcd when the first member of a round returned
         self._coordinator: Node | None = None
         self._bootstrap: Bootstrap | None = None
         self._may_reform = False
         self._attempts: set[str] = set()  # of the rounds that have completed
         self._outdated: set[str] = set()  # of the rounds that completed before a restoration
-        self._last_rounds: dict[str, int] = {}
+        self._checked: set[str] = set()  # of all rounds that have ever completed
+        self._record_deleted = False
+        self._coordinator_knew = False
         self.record: RoundRecord | None = None
         self.closed_at: int | None = None
         self.returned: dict[int, dict[str, Assignment]] = {}
         self.faults_until = 0.0
+        self.join_time = _JOIN_TIME
+        self.planted = False
+        self.run_lease_lost = False
         self.violation: Violation | None = None
 
     def fail(self, invariant: str, text: str) -> None:
         """Record a violation. It is raised later: here, it would be raised into the protocol."""
         if self.violation is None:
-            self.violation = Violation(f"{invariant}: {text}")
+            self.violation = Violation(invariant, text)
             self._report(f"violation of an invariant: {invariant}: {text}")
 
     # When etcd is restored.
@@ -139,29 +161,36 @@ class Invariants:
         """Return the node ids of the members of a round in the order of their ranks; empty if it is not complete."""
         return self._rosters.get(number, [])
 
-    # When a join returns.
+    @property
+    def limits(self) -> Limits:
+        """The configuration of the coordinator, by which the run goes."""
+        return self._limits if self._coordinator is None else self._coordinator.limits
+
+    # When a join ends.
+
+    def check_timeout(self, node: Node) -> None:
+        """Check that a join that timed out had a reason to."""
+        if node.joins_since is not None and self.faults_until <= node.joins_since:
+            self.fail("liveness", f"the join of {node.name} began without faults and timed out")
 
     def check_return(self, node: Node, place: Assignment, bootstrap: Bootstrap) -> None:
         """Check what a join returned."""
-        if self._last_rounds.get(node.name, -1) >= place.round:
-            self.fail("monotony", f"{node.name} returned from round {place.round} after a later one")
+        if place.round <= self._last_rounds.get(node.name, -1):
+            self.fail("monotony", f"{node.name} returned from round {place.round} after {self._last_rounds[node.name]}")
         self._last_rounds[node.name] = place.round
         if place.attempt in self._outdated - self._attempts:
             return  # it has not noticed yet that etcd was restored
         others = self.returned.setdefault(place.round, {})
-        if node.name in others:
-            self.fail("monotony", f"{node.name} returned twice from round {place.round}")
         for other, theirs in others.items():
             if theirs.world_size != place.world_size or theirs.rank == place.rank:
                 self.fail("agreement", f"{node.name} has {place}, {other} has {theirs}")
         if not 0 <= place.rank < place.world_size:
             self.fail("agreement", f"{node.name} has {place}")
-        if any(node.name in members for number, members in self.returned.items() if number > place.round):
-            self.fail("monotony", f"{node.name} returned from round {place.round} after a later one")
         others[node.name] = place
         first_use = self._first_use.setdefault(place.round, self._etcd.revision)
-        over = self.record is not None and self.record.round > place.round  # then it may be unknown
-        if not (0 < place.since <= first_use or (place.since == 0 and over)):
+        # It may be unknown if the bootstrap is deleted: the round is over, or the run lease has ended.
+        gone = self._bootstrap is None or self._bootstrap.attempt != place.attempt
+        if not (0 < place.since <= first_use or (place.since == 0 and gone)):
             self.fail("store", f"{node.name} watches since {place.since}, the store is in use since {first_use}")
         host = bootstrap.addr.removeprefix("node-")
         if (bootstrap.attempt, bootstrap.node) != (place.attempt, place.first) or bootstrap.port != 29500 + int(host):
@@ -171,26 +200,34 @@ class Invariants:
 
     def check_history(self, node: Node, reason: str) -> None:
         """Check that etcd was restored at all, as a node says."""
-        if not self._etcd.restarts:
+        if not (self._etcd.restarts or self.run_lease_lost or self.planted):  # keys of the run may be gone otherwise
             self.fail("history", f"{node.name} believes that etcd was restored: {reason}")
 
     # After each write.
 
     def check_write(self, writer: Node | None, changed: list[bytes]) -> None:
-        """Check a write to etcd. ``writer`` is None if a lease ended."""
+        """Check a write to etcd. ``writer`` is None if a lease ended, or if another program wrote."""
         keys, current = self._keys, self._etcd.current
         if keys.coordinator in changed:
             self._coordinator = writer if keys.coordinator in current else None
+            self._coordinator_knew = writer is not None and writer.member.view.last_record is not None
         fenced = any(key.startswith((keys.round, keys.root + b"roster/")) for key in changed)
         if fenced and writer is not None and writer is not self._coordinator:
             self.fail("fencing", f"{writer.name} wrote {changed[0].decode()} and is not the coordinator")
-        if keys.round in changed and keys.round not in current and self._coordinator is not None:
-            self.fail("records", f"the round record was deleted while {self._coordinator.name} was the coordinator")
+        for key in (keys.round, keys.closed):
+            if key in changed and key not in current and not self._may_lose_records():
+                self.fail("records", f"{key.decode()} was deleted while there were nodes that needed it")
+        if keys.round in changed and keys.round not in current:
+            self._record_deleted = True
+            if self._coordinator is not None:
+                self._coordinator_knew = self._coordinator.member.view.last_record is not None
         if keys.closed in changed and self.closed_at is None and keys.closed in current:
             self.closed_at = self._etcd.revision
         for key in changed:
             if key.startswith(keys.nodes):
                 self._may_reform |= self._is_reason(key)
+        if writer is None and any(key in current for key in changed):
+            return  # another program wrote this: what it wrote says nothing
         if keys.round in changed and keys.round in current:
             self._check_record(RoundRecord.decode(keys.round, current[keys.round].value))
         if keys.bootstrap in changed and keys.bootstrap in current:
@@ -198,17 +235,25 @@ class Invariants:
         elif keys.bootstrap in changed:
             self._bootstrap = None  # deleted: a late request of an old round may write it, and no member believes that
 
+    def _may_lose_records(self) -> bool:
+        needed = self._coordinator is not None or any(node.alive and node.place is not None for node in self._nodes)
+        return not needed or self.run_lease_lost or self.planted
+
     def _is_reason(self, key: bytes) -> bool:
         """Return whether a node's key, as it is now, may be a reason to form the next round."""
-        record, node_id = self.record, self._keys.node_id(key)
+        record = self.record
         if record is None or not record.complete:
             return False
-        kv = self._etcd.current.get(key)
+        try:
+            node_id = self._keys.node_id(key)
+        except RendezvousStateError:
+            return False  # another program wrote it
+        last_round = self._last_round(node_id)
         if node_id not in self.members(record.round):
-            return kv is not None
-        if kv is None:
+            return last_round is not None
+        if last_round is None:
             return self._limits.reform_on_loss
-        return NodeRecord.decode(key, kv.value).last_round >= record.round
+        return last_round >= record.round
 
     def _check_bootstrap(self, bootstrap: Bootstrap) -> None:
         before, self._bootstrap = self._bootstrap, bootstrap
@@ -218,11 +263,20 @@ class Invariants:
 
     def _check_record(self, record: RoundRecord) -> None:
         before, self.record = self.record, record
+        deleted, self._record_deleted = self._record_deleted, False
+        if deleted and before is not None and record.round <= before.round:
+            # Nodes that know nothing of the lost record begin anew. Those that were in a round never return from an
+            # earlier one, and as long as one is in a round, no other completes.
+            if not self._coordinator_knew:
+                self._outdated |= self._attempts  # docs/limits.md: its node joined after the record was lost
+            for past in (self.returned, self._rosters, self._first_use):
+                past.clear()
+            before = None
         if before is not None and (record.round, record.complete) < (before.round, before.complete):
             self.fail(
                 "monotony", f"round {before.round} ({before.phase.value}) became {record.round} ({record.phase.value})"
             )
-        if record.phase.value == "last call" and not rules.usable(record.joined, self._limits):
+        if record.phase.value == "last call" and not rules.usable(record.joined, self.limits):
             self.fail("bounds", f"round {record.round} has a last call with {record.joined} nodes")
         if not record.complete:
             return
@@ -236,12 +290,11 @@ class Invariants:
             self._rosters[record.round], self._may_reform = [], True  # nobody knows the members
             return
         self._attempts.add(record.attempt)
-        number, size, limits = record.round, record.world_size, self._limits
-        if self.closed_at is not None:
-            self.fail("closed is final", f"round {number} completed after the rendezvous was closed")
-        if not limits.min_nodes <= size <= limits.max_nodes or size % limits.node_unit:
-            self.fail("bounds", f"round {number} has {size} nodes")
-        self._check_exclusivity(number)
+        number, size = record.round, record.world_size
+        again = record.attempt in self._checked  # the record was lost, and is written again
+        self._checked.add(record.attempt)
+        if not again:
+            self._check_who_may_complete(record)
         prefix = self._keys.roster(number, record.attempt)
         shards = {key: kv.value for key, kv in self._etcd.current.items() if key.startswith(prefix)}
         shards = {key: value for key, value in shards.items() if not key.startswith(prefix + b"names/")}
@@ -255,19 +308,34 @@ class Invariants:
             return
         if len(members) != size:
             self.fail("agreement", f"the roster of round {number} has {len(members)} nodes, not {size}")
-        self._check_preference(number, members)
+        for stranger in [node_id for node_id in members if not self._etcd.granted(node_id)]:
+            self.fail("strangers", f"node {stranger:x} is a member of round {number}, and etcd granted no such lease")
+        if not again:
+            self._check_preference(number, members)
         self._rosters[number] = members
         self._may_reform = any(self._is_reason(key) for key in [*map(self._keys.node, members), *self._node_keys()])
+
+    def _check_who_may_complete(self, record: RoundRecord) -> None:
+        number, size, limits = record.round, record.world_size, self.limits
+        if self.closed_at is not None:
+            self.fail("closed is final", f"round {number} completed after the rendezvous was closed")
+        if not limits.min_nodes <= size <= limits.max_nodes or size % limits.node_unit:
+            self.fail("bounds", f"round {number} has {size} nodes")
+        self._check_exclusivity(record)
 
     def _node_keys(self) -> list[bytes]:
         return [key for key in self._etcd.current if key.startswith(self._keys.nodes)]
 
     def _last_round(self, node_id: int) -> int | None:
-        """Return the last round that a node has left, as its key says; None if it has no key."""
+        """Return the last round that a node has left, as its key says; None if it has no valid key."""
         kv = self._etcd.current.get(self._keys.node(node_id))
-        return None if kv is None else NodeRecord.decode(kv.key, kv.value).last_round
+        try:
+            return None if kv is None or kv.lease != node_id else NodeRecord.decode(kv.key, kv.value).last_round
+        except RendezvousStateError:
+            return None
 
-    def _check_exclusivity(self, number: int) -> None:
+    def _check_exclusivity(self, record: RoundRecord) -> None:
+        number = record.round
         for node_id in self.members(number - 1):
             last_round = self._last_round(node_id)
             if last_round is not None and last_round < number - 1:
@@ -276,7 +344,7 @@ class Invariants:
             place = node.place
             if place is None or place.attempt in self._outdated:
                 continue
-            if node.alive and place.round < number and node.lease in self._etcd.leases:
+            if node.alive and place.attempt != record.attempt and node.lease in self._etcd.leases:
                 self.fail("exclusivity", f"round {number} completed while {node.name} is in round {place.round}")
 
     def _check_preference(self, number: int, members: list[int]) -> None:
@@ -293,14 +361,15 @@ class Invariants:
     def check_joins(self, now: float) -> None:
         """Check that no join takes long if nothing has gone wrong during it."""
         live = [node for node in self._nodes if node.alive and not node.ended]
-        if self.closed_at is not None or len(live) < rules.least(self._limits):
+        most = max((rules.least(node.limits) for node in live), default=0)
+        if self.closed_at is not None or len(live) < max(most, rules.least(self._limits)):
             self.faults_until = max(self.faults_until, now)
         for node in live:
             if node.joins_since is None:
                 continue
             if node.member.state is State.STANDING_BY:
                 node.joins_since = now
-            elif now - max(node.joins_since, self.faults_until) > _JOIN_TIME:
+            elif now - max(node.joins_since, self.faults_until) > self.join_time:
                 self.fail("liveness", f"{node.name} does not get into a round and is {node.member.state.value}")
 
     # At the end.
@@ -320,7 +389,7 @@ class Invariants:
             if hanging:
                 self.fail("liveness", f"{hanging} still wait though the rendezvous is closed")
             return
-        record, limits = self.record, self._limits
+        record, limits = self.record, self.limits
         if record is None or not record.complete:
             self.fail("liveness", f"no round is complete: {record}")
             return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from rendezvous.etcd.v3.operations import absent
 from tests.simulation.run import first_violation
 
-__all__ = ["MUTANTS", "Mutant", "Patch", "mutant", "seeds_until_noticed"]
+__all__ = ["MUTANTS", "Mutant", "Patch", "always", "mutant", "seeds_until_noticed"]
 
 Patch = pytest.MonkeyPatch
 
@@ -47,6 +49,11 @@ def mutant(invariant: str, seeds: int = 300) -> Callable[[Callable[[Patch], None
         return apply
 
     return register
+
+
+def always(key: bytes, *target: Any) -> Any:
+    """Return a condition that always holds."""
+    return absent(key + b"/nothing")
 
 
 def seeds_until_noticed(mutation: Mutant) -> int | None:

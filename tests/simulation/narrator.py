@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rendezvous._core import Roster
+from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.utils import listed
 from tests.simulation.etcd import Etcd
@@ -74,7 +75,10 @@ class Narrator:
         return lines
 
     def _node(self, writer: str, key: bytes) -> Lines:
-        node_id, kv = self._keys.node_id(key), self._etcd.current.get(key)
+        try:
+            node_id, kv = self._keys.node_id(key), self._etcd.current.get(key)
+        except RendezvousStateError:
+            return [("etcd", f"{key.decode()} is deleted")]  # another program wrote it
         before = self._nodes.get(node_id)
         if kv is None:
             name = self._name(node_id)

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from tests.simulation import snapshots
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Violation
-from tests.simulation.plan import CLOSED_ENDS, FAULTS_END, MUST_BE_STABLE, RUN_ENDS, Plan
-from tests.simulation.virtual import Deadlock, Livelock, run
-from tests.simulation.world import World, make_loop
+from tests.simulation.plan import CLOSED_ENDS, CLOSED_RUN_ENDS, FAULTS_END, MUST_BE_STABLE, RUN_ENDS, Plan
+from tests.simulation.virtual import Deadlock, Livelock, make_loop, run
+from tests.simulation.world import World
 
-__all__ = ["first_violation", "process_pool", "quiet", "simulate", "violations"]
+__all__ = ["first_violation", "process_pool", "quiet", "simulate", "simulate_plan", "violations"]
 
 _SEEDS_PER_TASK = 50
 
@@ -36,18 +36,22 @@ def quiet() -> Iterator[None]:
 
 
 def simulate(seed: int, transcript: list[str] | None = None) -> World:
-    """Run the plan of one seed.
+    """Run the plan of one seed; see :func:`simulate_plan`."""
+    return simulate_plan(Plan.of(seed), transcript)
+
+
+def simulate_plan(plan: Plan, transcript: list[str] | None = None) -> World:
+    """Run a plan.
 
     Args:
-        seed: the seed.
+        plan: what happens.
         transcript: gets a line for each event.
 
     Raises:
         Violation: an invariant does not hold.
     """
-    plan = Plan.of(seed)
-    rng = random.Random(seed + 1)
-    world = World(plan.limits, plan.conditions, plan.options(), rng, transcript, _topology)
+    rng = random.Random(plan.seed + 1)
+    world = World(plan.limits, plan.conditions_now(), plan.options(), rng, transcript, _topology)
     loop = make_loop()
     loop.set_exception_handler(lambda loop, context: world.invariants.fail("no error is lost", str(context)))
     with quiet():
@@ -55,9 +59,9 @@ def simulate(seed: int, transcript: list[str] | None = None) -> World:
             run(_run(world, plan), loop)
             world.raise_violation()
         except Violation as exc:
-            raise Violation(f"seed {seed}: {exc}") from None
+            raise Violation(exc.invariant, exc.text, plan.seed) from None
         except (Deadlock, Livelock) as exc:
-            raise Violation(f"seed {seed}: liveness: {exc}") from None
+            raise Violation("liveness", str(exc), plan.seed) from None
     return world
 
 
@@ -85,6 +89,7 @@ async def _run(world: World, plan: Plan) -> None:
         await _check_stable(world)
     else:
         invariants.check_liveness()
+        await world.sleep_until(CLOSED_RUN_ENDS)
     world.transcript = None
     for node in world.nodes:
         world.kill(node)
@@ -109,7 +114,7 @@ def first_violation(seeds: range, invariant: str) -> int | None:
         try:
             simulate(seed)
         except Violation as exc:
-            if str(exc).startswith(f"seed {seed}: {invariant}: "):
+            if exc.invariant == invariant:
                 return seed
     return None
 

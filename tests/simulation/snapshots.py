@@ -57,6 +57,7 @@ def restore(world: World, snapshot: Snapshot, new_cluster_id: bool, pushed: bool
     for _, timer in etcd.leases.values():
         timer.cancel()
     etcd.leases.clear()
+    etcd._ending.clear()
     etcd.revision, etcd.compacted = snapshot.revision, snapshot.compacted
     etcd.current, etcd.events = dict(snapshot.current), list(snapshot.events)
     etcd._keys = list(snapshot.keys)
@@ -73,8 +74,10 @@ def restore(world: World, snapshot: Snapshot, new_cluster_id: bool, pushed: bool
 
 def _push(etcd: Etcd, revision: int) -> None:
     """Let another program write until etcd's revision is greater than ``revision``."""
+    no_space, etcd.no_space = etcd.no_space, False
     while etcd.revision <= revision:
         etcd.handle(Call.TXN, rpc_pb2.TxnRequest(success=[put_op(_FOREIGN, b"")]), None)
+    etcd.no_space = no_space
 
 
 def schedule(world: World, restoration: Restoration) -> None:

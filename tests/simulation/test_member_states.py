@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
@@ -16,7 +17,9 @@ from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Limits
 from rendezvous.etcd.v3.client import Call, WatchSpec
-from rendezvous.etcd.v3.operations import put_op
+from rendezvous.etcd.v3.errors import UnavailableError
+from rendezvous.etcd.v3.messages.rpc_pb2 import TxnRequest
+from rendezvous.etcd.v3.operations import delete_op, put_op
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Conditions, Link
 from tests.simulation.virtual import run
@@ -117,6 +120,55 @@ def test_a_node_that_waits_when_a_full_round_completes_is_told_that_it_is_a_spar
         assert spare.state is State.STANDING_BY
         for task in joining:
             task.cancel()
+
+    run(scenario())
+
+
+def test_a_member_that_leaves_a_round_which_goes_on_is_a_spare_when_it_joins_again():
+    async def scenario() -> None:
+        job = Run(Limits(3, 3, reform_on_loss=False))
+        nodes = [job.node() for _ in range(3)]
+        await asyncio.gather(*map(join, nodes))
+        job.links[1].dead = True  # with it there would be enough nodes for another round
+        await asyncio.sleep(5)
+        await nodes[2].leave(1)
+        joining = join(nodes[2])
+        await until(lambda: nodes[2].state is State.STANDING_BY)
+        await asyncio.sleep(TIMEOUT)  # the join timeout does not run
+        assert nodes[2].state is State.STANDING_BY
+        joining.cancel()
+
+    run(scenario())
+
+
+def test_a_rank_0_that_publishes_when_its_round_is_over_joins_the_next():
+    async def scenario() -> None:
+        job = Run(Limits(2, 2, last_call=0.5))
+        nodes = [job.node(), job.node()]
+        publish, link = [], job.links[0]
+
+        def lose_the_answer(stage: str, call: Call, request: Any) -> None:
+            """Let the bootstrap be applied, and keep rank 0 from knowing it until its round is over."""
+            writes = call is Call.TXN and any(op.request_put.key == job.keys.bootstrap for op in request.success)
+            if stage == "after" and writes and not publish:
+                publish.append(request)
+                link.slowness = 400.0  # also of the watch
+                raise UnavailableError("the connection broke")
+
+        link.hook = lose_the_answer
+        first, second = join(nodes[0]), join(nodes[1])
+        place, _ = await second
+        assert place.round == 0
+        assert publish
+        job.etcd.handle(Call.TXN, TxnRequest(success=[delete_op(job.keys.bootstrap)]), None)
+        replaced = msgspec.structs.replace(nodes[1].view.record, attempt="f" * 16)
+        lease = job.etcd.current[job.keys.round].lease
+        job.etcd.handle(Call.TXN, TxnRequest(success=[put_op(job.keys.round, replaced.encode(), lease)]), None)
+        await asyncio.sleep(1)
+        link.slowness = 1.0
+        await asyncio.sleep(10)
+        assert job.keys.bootstrap not in job.etcd.current
+        first.cancel()
 
     run(scenario())
 
@@ -276,11 +328,37 @@ def test_a_node_that_leaves_during_its_join_does_not_enter_again(state: State):
         await asyncio.sleep(0.005)
         await until(lambda: member.state is state)
         await member.leave(1)
+        left_at = asyncio.get_running_loop().time()
         with pytest.raises(
             RendezvousConnectionError, match="node-0_0_0 left the rendezvous 'run' while it was joining"
         ):
             await joining
+        assert asyncio.get_running_loop().time() < left_at + 1  # it does not wait for its deadline
         assert (member.state, member.node_id, job.keys_of_nodes()) == (State.IDLE, None, [])
+
+    run(scenario())
+
+
+def test_a_member_watches_again_if_its_watch_ends_before_its_start_is_known(monkeypatch):
+    async def scenario() -> None:
+        job = Run(Limits(1, 2, last_call=0.5))
+        member = job.node()
+        watch, ended = job.links[0]._watch, []
+
+        async def end_the_first(spec: WatchSpec, deadline: float) -> Any:
+            started = await watch(spec, deadline)
+            if spec.key == job.keys.ctl and not ended:
+                ended.append(spec)
+                started.cancel()
+                spec.lost()
+            return started
+
+        monkeypatch.setattr(job.links[0], "_watch", end_the_first)
+        await join(member)
+        assert ended
+        joining = join(job.node())
+        await until(lambda: member.num_nodes_waiting() == 1)
+        await asyncio.gather(join(member), joining)
 
     run(scenario())
 

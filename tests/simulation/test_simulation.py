@@ -10,7 +10,7 @@ from tests.simulation.run import simulate, violations
 pytestmark = pytest.mark.both_twins
 
 # With the pure core a part of the seeds is enough to see that it does the same.
-SEEDS = 2000 if COMPILED else 200
+SEEDS = 5000 if COMPILED else 200
 
 
 @pytest.mark.timeout(900)

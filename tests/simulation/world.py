@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
-from rendezvous.api import RendezvousConnectionError, RendezvousError, RendezvousTimeoutError
+from rendezvous.api import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousStateError,
+    RendezvousTimeoutError,
+)
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Assignment, Limits
 from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.messages import rpc_pb2
+from rendezvous.etcd.v3.operations import Operation, delete_op, put_op
 from tests.simulation.etcd import Etcd
 from tests.simulation.invariants import Invariants
 from tests.simulation.narrator import FIRST_PID, Narrator, line, short_name
 from tests.simulation.network import Conditions, Link
-from tests.simulation.virtual import VirtualLoop
+from tests.simulation.virtual import Process, now
 
-__all__ = ["TTL", "Node", "World", "make_loop"]
+__all__ = ["JOIN_TIMEOUT", "TTL", "Node", "ServeError", "World"]
 
 TTL = 6
 """Seconds without a keep-alive after which a node's lease ends."""
+JOIN_TIMEOUT = 40.0
+"""The join timeout of all nodes in seconds."""
 
 _RUN_ID = "job/1"  # the slash must be encoded in keys
 _KEEP_ALIVE_INTERVAL = 2.0
-_JOIN_TIMEOUT = 40.0
-_POLL_INTERVAL = 0.5
+_POLL_INTERVAL = 1.0
+_CHECK_INTERVAL = 30.0
+_LAST_PAUSE = 10.0  # a request that would be repeated after the deadline fails before it
 
 RequestHook = Callable[["Node", str, Call, Any], None]
 """Called with a node, "before" or "after", the method and the message when etcd applies a request of the node."""
 
-_current: contextvars.ContextVar[Node | None] = contextvars.ContextVar("node", default=None)
+
+class ServeError(Exception):
+    """What the workers connect to could not be started on rank 0."""
 
 
 @dataclass(eq=False)
@@ -46,12 +57,16 @@ class Node:
         host: the number of the host.
         link: the connection to etcd.
         member: the code under test.
-        tasks: all tasks of the process.
+        process: the process: its clocks and its tasks.
+        limits: the configuration of the rules in this node.
         place: what the node got from the round that it is in; None while it joins.
         lease: the lease with which it is in that round.
         joins_since: when its join began, or when it was a spare for the last time; None if it does not join.
         alive: whether the process runs.
         wants_to_rejoin: whether the workers failed, so that the launcher joins again.
+        wants_to_leave: whether the launcher is to leave the run, and then to join again.
+        cannot_serve: whether what the workers connect to cannot be started.
+        excused: whether there was a reason in its join for it to fail early: etcd refused the user, or the node left.
         ended: the error with which the launcher ended; empty if it goes on.
     """
 
@@ -59,12 +74,16 @@ class Node:
     host: int
     link: Link
     member: Member
-    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    process: Process
+    limits: Limits
     place: Assignment | None = None
     lease: int | None = None
     joins_since: float | None = None
     alive: bool = True
     wants_to_rejoin: bool = False
+    wants_to_leave: bool = False
+    cannot_serve: bool = False
+    excused: bool = False
     ended: str = ""
 
 
@@ -81,6 +100,8 @@ class World:
 
     Attributes:
         hook: see :data:`RequestHook`.
+        limits_of: returns the configuration of the rules on a host.
+        on_start: called with each node that starts.
     """
 
     def __init__(
@@ -102,17 +123,21 @@ class World:
         self.etcd = Etcd(self._on_write)
         self.nodes: list[Node] = []
         self.hook: RequestHook = lambda node, stage, call, request: None
+        self.limits_of: Callable[[int], Limits] = lambda host: limits
+        self.on_start: Callable[[Node], None] = lambda node: None
         self.invariants = Invariants(
             self.keys, limits, self.etcd, self.nodes, lambda text: self.note("test", text.upper())
         )
         self._narrator = Narrator(self.keys, self.etcd)
+        self._planting = False
+        self._planted: dict[bytes, bytes] = {}
 
     # What happens, and what must hold.
 
     def note(self, who: str, what: str) -> None:
         """Add a line to the transcript."""
         if self.transcript is not None:
-            self.transcript.append(line(asyncio.get_running_loop().time(), who, what))
+            self.transcript.append(line(now(), who, what))
 
     def _on_write(self, writer: Node | None, changed: list[bytes]) -> None:
         try:
@@ -121,10 +146,29 @@ class World:
             self.invariants.fail("no error is lost", repr(exc))
 
     def _describe_and_check(self, writer: Node | None, changed: list[bytes]) -> None:
-        if self.transcript is not None:
+        if self.transcript is not None and not self._planting:
             for who, what in self._narrator.describe(writer.name if writer is not None else "etcd", changed):
                 self.note(who, what)
         self.invariants.check_write(writer, changed)
+
+    def plant(self, key: bytes, value: bytes, lease: int) -> None:
+        """Write a key as another program."""
+        self.note("another", f"program writes {key.decode()}")
+        self.invariants.planted = True
+        self._planted[key] = value
+        self._write(put_op(key, value, lease))
+
+    def remove_planted(self) -> None:
+        """Delete what another program wrote, if it is still there."""
+        for key, value in self._planted.items():
+            if key in self.etcd.current and self.etcd.current[key].value == value:
+                self.note("operator", f"deletes {key.decode()}")
+                self._write(delete_op(key))
+
+    def _write(self, operation: Operation) -> None:
+        self._planting = True
+        self.etcd.handle(Call.TXN, rpc_pb2.TxnRequest(success=[operation]), None)
+        self._planting = False
 
     def raise_violation(self) -> None:
         """Raise the violation of an invariant, if there was one."""
@@ -133,11 +177,10 @@ class World:
 
     async def sleep_until(self, when: float) -> None:
         """Wait until a time. Raises Violation soon after an invariant is violated."""
-        loop = asyncio.get_running_loop()
-        while loop.time() < when:
-            self.invariants.check_joins(loop.time())
+        while now() < when:
+            self.invariants.check_joins(now())
             self.raise_violation()
-            await asyncio.sleep(min(1.0, when - loop.time()))
+            await asyncio.sleep(min(1.0, when - now()))
 
     # Nodes.
 
@@ -149,20 +192,25 @@ class World:
         """Start a node on a host, if none runs there."""
         if self.running(host) is not None:
             return
-        rng = random.Random(self.rng.random())
-        link = Link(self.etcd, self.conditions, None, rng)
+        rng, process = random.Random(self.rng.random()), Process()
+        link = Link(self.etcd, self.conditions, None, rng, process.context)
         pid = FIRST_PID + sum(node.host == host for node in self.nodes)
         record = NodeRecord(f"node-{host}", pid, 0, topology=self.topology(host))
-        settings = Settings(_RUN_ID, self.limits, _KEEP_ALIVE_INTERVAL, TTL, self.options)
-        node = Node(short_name(record.name), host, link, Member(link, self.keys, record, settings, rng))
+        limits = self.limits_of(host)
+        settings = Settings(_RUN_ID, limits, _KEEP_ALIVE_INTERVAL, TTL, self.options)
+        member = Member(link, self.keys, record, settings, rng)
+        node = Node(short_name(record.name), host, link, member, process, limits)
         link._owner = node
         link.history.subscribe(lambda reason: self.invariants.check_history(node, reason))
         link.hook = lambda stage, call, request: self.hook(node, stage, call, request)
         self.nodes.append(node)
         self.note(node.name, "starts")
-        context = contextvars.copy_context()
-        context.run(_current.set, node)
-        context.run(asyncio.get_running_loop().create_task, self._launch(node))
+        self.on_start(node)
+        self.run(node, self._launch(node))
+
+    def run(self, node: Node, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the process of a node."""
+        node.process.context.run(asyncio.get_running_loop().create_task, coroutine)
 
     def kill(self, node: Node, how: str = "is killed") -> None:
         """End a process at once."""
@@ -171,11 +219,13 @@ class World:
             node.alive = False
             node.place = None
             node.link.dead = True
-            for task in node.tasks:
+            node.process.thaw()
+            for task in node.process.tasks:
                 task.cancel()
 
     async def leave(self, node: Node) -> None:
         """Have a node leave the run, and end its process."""
+        node.excused = True
         await node.member.leave(2.0)
         self.kill(node, "ends")
 
@@ -188,44 +238,59 @@ class World:
 
     async def _launch(self, node: Node) -> None:
         """Do what a launcher does: join, run the workers, and join again whenever there is a reason."""
-        clock = asyncio.get_running_loop().time
         while True:
-            node.place, node.joins_since = None, clock()
+            node.place, node.joins_since, node.excused = None, now(), node.link.refused
+            began = asyncio.get_running_loop().time()
             try:
-                place, bootstrap = await node.member.join(_JOIN_TIMEOUT, lambda: 29500 + node.host)
-            except RendezvousError as exc:
+                place, bootstrap = await node.member.join(JOIN_TIMEOUT, lambda: self._serve(node))
+            except (RendezvousError, ServeError) as exc:
                 self.note(node.name, f"join raises {type(exc).__name__}: {exc}")
-                if isinstance(exc, (RendezvousConnectionError, RendezvousTimeoutError)):
-                    await asyncio.sleep(1.0)
-                    continue
-                node.ended = type(exc).__name__
-                if self.invariants.closed_at is None:
-                    self.invariants.fail("closed is final", f"{node.name} ended with {exc!r} and nobody closed")
-                return
+                patience = asyncio.get_running_loop().time() - began
+                if not self._goes_on_after(node, exc, patience):
+                    node.ended = type(exc).__name__
+                    return
+                await asyncio.sleep(1.0)
+                continue
             if node.link.dead:
                 return
             self.note(node.name, f"join returns: round {place.round}, rank {place.rank} of {place.world_size}")
             self.invariants.check_return(node, place, bootstrap)
             node.place, node.lease, node.joins_since = place, node.member.node_id, None
-            while not node.wants_to_rejoin and not (waiting := node.member.num_nodes_waiting()):
-                await asyncio.sleep(_POLL_INTERVAL)
-            if node.wants_to_rejoin:
-                self.note(node.name, "its workers fail, and it calls join")
-            else:
-                self.note(node.name, f"num_nodes_waiting returns {waiting}: it stops its workers and calls join")
-            node.wants_to_rejoin = False
+            await self._run_workers(node)
 
+    def _goes_on_after(self, node: Node, error: Exception, patience: float) -> bool:
+        """Return whether the launcher tries again; check that the join, after so many seconds, had a reason to fail."""
+        if isinstance(error, RendezvousTimeoutError):
+            self.invariants.check_timeout(node)
+        if isinstance(error, RendezvousConnectionError) and not node.excused and patience < JOIN_TIMEOUT - _LAST_PAUSE:
+            self.invariants.fail("patience", f"the join of {node.name} failed after {patience:.1f} s: {error}")
+        if isinstance(error, (RendezvousConnectionError, RendezvousTimeoutError, ServeError)):
+            return True
+        if isinstance(error, RendezvousStateError) and self.invariants.planted:
+            return True
+        if self.invariants.closed_at is None:
+            self.invariants.fail("closed is final", f"{node.name} ended with {error!r} and nobody closed")
+        return False
 
-def make_loop() -> VirtualLoop:
-    """Return a virtual loop that adds each new task to the tasks of its node."""
-    loop = VirtualLoop()
+    def _serve(self, node: Node) -> int:
+        if node.cannot_serve:
+            raise ServeError("the address is already in use")
+        return 29500 + node.host
 
-    def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        task = asyncio.Task(coroutine, loop=loop, **options)
-        node = _current.get()
-        if node is not None:
-            node.tasks.append(task)
-        return task
-
-    loop.set_task_factory(make_task)
-    return loop
+    async def _run_workers(self, node: Node) -> None:
+        """Run the workers until there is a reason to join again."""
+        waiting = 0
+        while not (node.wants_to_rejoin or node.wants_to_leave):
+            if waiting := node.member.num_nodes_waiting():
+                break
+            await node.member.view.change(_CHECK_INTERVAL)
+            await asyncio.sleep(node.link.rng.uniform(0, _POLL_INTERVAL))
+        if node.wants_to_leave:
+            self.note(node.name, "stops its workers and leaves, and then calls join")
+            node.place = None
+            await node.member.leave(2.0)
+        elif node.wants_to_rejoin:
+            self.note(node.name, "its workers fail, and it calls join")
+        else:
+            self.note(node.name, f"num_nodes_waiting returns {waiting}: it stops its workers and calls join")
+        node.wants_to_rejoin = node.wants_to_leave = False

@@ -74,8 +74,12 @@ class BootstrapExchange:
             self._warn_if_foreign(assignment)
             known = view.known()
             try:
+                # The round may have ended: then the bootstrap was deleted, and comparing it alone would not show that.
                 answer = await self._client.txn(
-                    [compare(key, "mod_revision", view.bootstrap_revision)],
+                    [
+                        compare(key, "mod_revision", view.bootstrap_revision),
+                        compare(self._keys.round, "mod_revision", view.record_revision),
+                    ],
                     [put_op(key, own.encode(), assignment.run_lease), read],
                     [read],
                     deadline=deadline,

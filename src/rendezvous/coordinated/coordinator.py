@@ -49,6 +49,7 @@ class Coordinator:
         random: draws attempt ids.
         agreement: what this node is configured with, and how other nodes differ.
         options: intervals and limits.
+        known: the last round record that this node received; None if it received none.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Coordinator:
         random: random.Random,
         agreement: Agreement,
         options: Options = Options(),  # noqa: B008, it is immutable
+        known: RoundRecord | None = None,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -68,11 +70,14 @@ class Coordinator:
         self._random = random
         self._agreement = agreement
         self._lost_record: RoundRecord | None = None
+        self._known = known
         self._retry = Retry(options, random)
         self._writer = Writer(client, keys, fence, options.request_timeout)
         self._table = Table()
         self._nodes = NodeWatch(client, keys, self._table, agreement, self._notice_nodes)
         self._changed = asyncio.Event()
+        self._repaired = asyncio.Event()
+        self._lost_at = 0
         self._closed = False
         self._previous = ""
         self._error = ""
@@ -98,12 +103,12 @@ class Coordinator:
             except EtcdError as exc:
                 logger.info("the coordinator reads the state of the run again: %s", exc)
                 await asyncio.sleep(_MIN_RETRY_DELAY)
-            except (RendezvousConnectionError, RendezvousStateError) as exc:
-                await asyncio.sleep(self._retry.fail(exc))
             except Exception as exc:
                 # If the task ended here, the node would stay the coordinator and the run would never go on.
-                logger.exception("the coordinator failed")
-                await asyncio.sleep(self._retry.fail(exc))
+                if not isinstance(exc, (RendezvousConnectionError, RendezvousStateError)):
+                    logger.exception("the coordinator failed")
+                self._repaired.clear()
+                await _wait(self._repaired, self._retry.fail(exc))
             finally:
                 self._nodes.stop()
 
@@ -117,6 +122,9 @@ class Coordinator:
         """Write the round record again: it was deleted or overwritten at ``revision``, or the run lease ended."""
         if self._writer.record is not None and revision > self._writer.revision:
             self._nodes.lose_track()
+        if revision != self._lost_at:
+            self._lost_at = revision
+            self._repaired.set()  # perhaps a record that cannot be read is gone
 
     def _notice_nodes(self) -> None:
         self._dirty = True
@@ -164,17 +172,17 @@ class Coordinator:
     async def _begin(self, deadline: float) -> None:
         """Begin without a round record: the run is new, or the record is lost."""
         await self._nodes.load(deadline)
-        lost = self._lost_record
+        lost, known, table = self._lost_record, self._lost_record or self._known, self._table
         if self._closed:
             return
-        if lost is not None and lost.complete and lost.round == self._table.number and self._table.members:
+        if lost is not None and lost.complete and lost.round == table.number and table.members:
             await self._restore(lost)
-        elif lost is not None:
-            self._table.open(self._table.number)
-        elif self._table.highest < 0:
-            self._table.open(0)
+        elif lost is not None and not lost.complete:
+            table.open(max(table.number, lost.round))
+        elif table.nodes and (table.highest >= 0 or (known is not None and known.complete)):
+            await self._recount(-1 if known is None else known.round)
         else:
-            await self._recount()
+            table.open(0 if known is None else known.round + known.complete)
 
     async def _restore(self, record: RoundRecord) -> None:
         """Write the record and the roster of the complete round again, under the new run lease."""
@@ -187,13 +195,13 @@ class Coordinator:
         await self._put_record(record, after=parts)
         self._table.complete(record.round, members)
 
-    async def _recount(self) -> None:
-        """Let all nodes leave the round that they are in, if they are in one, because nobody knows its members."""
+    async def _recount(self, number: int) -> None:
+        """Let all nodes leave the round that they are in, at most ``number``, because nobody knows its members."""
         nodes = {node.node_id: node.record.name for node in self._table.nodes.values()}
         self._error = f"the etcd key '{printable(self._keys.round)}' was deleted"
         logger.error("%s; the nodes form the next round", self._error)
         record = RoundRecord(
-            self._table.highest + 1,
+            max(self._table.highest, number) + 1,
             Phase.COMPLETE,
             min_nodes=rules.least(self._limits),
             max_nodes=self._limits.max_nodes,
@@ -260,7 +268,7 @@ class Coordinator:
                 self._dirty = True
                 await asyncio.sleep(self._retry.fail(exc, self._table.lost()))
                 continue
-            await self._sleep(wait)
+            await _wait(self._changed, wait)
 
     async def _act(self) -> float:
         """Do what the rules decide; return the seconds after which they must decide again, if nothing changes."""
@@ -283,15 +291,6 @@ class Coordinator:
                 raise OutdatedError
             self._renewed_at = clock()
         return min(wait, interval if left is None else left)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait for a change, at most ``seconds``."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(max(0.0, seconds), self._changed.set)
-        try:
-            await self._changed.wait()
-        finally:
-            timer.cancel()
 
     async def _move(self, move: Move) -> None:
         if move is Move.OPEN:
@@ -397,3 +396,12 @@ class Coordinator:
             return False
         self._published_at = asyncio.get_running_loop().time()
         return True
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for ``event``, at most ``seconds``. Afterwards it may be set without reason."""
+    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()

@@ -108,7 +108,14 @@ class Election:
                 self._campaign = asyncio.get_running_loop().create_task(self._run_campaign())
         elif current.node_id == lease and self._term is None:
             coordinator = Coordinator(
-                self._client, self._keys, self._limits, current, self._random, self._agreement, self._options
+                self._client,
+                self._keys,
+                self._limits,
+                current,
+                self._random,
+                self._agreement,
+                self._options,
+                view.last_record,
             )
             task = asyncio.get_running_loop().create_task(coordinator.run())
             self._term = _Term(current, coordinator, task)

@@ -32,6 +32,7 @@ from rendezvous.coordinated.lifecycle import Lifecycle, State
 from rendezvous.coordinated.records import Bootstrap, Closed, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.roster import find_rank
 from rendezvous.coordinated.rules import Assignment, Step
+from rendezvous.coordinated.run_lease import RunLease
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.tracking import Tracker
@@ -74,9 +75,11 @@ class Member:
         self._looked_up = -1
         self._assignment: Assignment | None = None
         self._last_attempt = ""
+        self._member_id: int | None = None  # the node's id in the last round
         self._is_outsider = False
         self._view = View(keys, self._on_change, client.history.restored)
         self._tracker = Tracker(client, keys, self._view, self._live_session, node.name, settings.interval)
+        self._run_lease = RunLease(client, self._view, settings.options.run_keep_alive_interval, random)
         self._election = Election(client, keys, self._view, settings, self._live_session, self._agreement, random)
         self._bootstrap = BootstrapExchange(
             client, keys, self._view, settings.run_id, node.name, settings.limits.reform_on_loss
@@ -157,6 +160,7 @@ class Member:
         """
         self._lifecycle.begin_join()
         self._follow_history()
+        self._run_lease.start()
         self._is_outsider = True
         self._deadline = asyncio.get_running_loop().time() + timeout
         try:
@@ -196,7 +200,7 @@ class Member:
             self._lifecycle.become(State.ENTERING)
         self._lifecycle.become(State.MEETING)
         self._assignment = assignment
-        self._last_attempt = assignment.attempt
+        self._last_attempt, self._member_id = assignment.attempt, self.node_id
         self._node = msgspec.structs.replace(self._node, last_round=assignment.round, last_rank=assignment.rank)
         return assignment
 
@@ -265,7 +269,8 @@ class Member:
             suspect = 0.0
             record = view.record
             stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
-            step, reason = rules.follow(record, self._looked_up, self._node.last_round, stands_by, closed, late)
+            last_round, returned = self._node.last_round, self.node_id == self._member_id
+            step, reason = rules.follow(record, self._looked_up, last_round, stands_by, closed, late, returned)
             logger.debug("node %s: %s: %s", self._node.name, step.name, reason)
             if step is Step.LOOK_UP:
                 assert record is not None
@@ -328,10 +333,12 @@ class Member:
         self._lifecycle.become(State.IDLE)
         self._client.history.unsubscribe(self._on_restored)
         self._election.stop()
+        self._run_lease.stop()
         self._tracker.stop()
         settling, self._settling = self._settling, None
         session, self._session = self._session, None
         self._view.synced = False
+        self._view.wake()  # a join that is under way ends
         if session is not None:
             await session.close(asyncio.get_running_loop().time() + timeout)
         if settling is not None:

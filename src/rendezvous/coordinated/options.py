@@ -12,7 +12,7 @@ class Options:
     """Intervals and limits of a member and of the coordinator.
 
     Attributes:
-        run_ttl: seconds for which the run's records outlive the last coordinator.
+        run_ttl: seconds for which the run's records outlive the last node that took part.
         run_keep_alive_interval: seconds between keep-alives of the run lease.
         request_timeout: seconds within which each request of the coordinator must succeed.
         retry_delay: seconds that the coordinator waits at most after an error before it tries again; twice as long

@@ -297,7 +297,13 @@ class Step(Enum):
 
 
 def follow(
-    record: RoundRecord | None, looked_up: int, last_round: int, stands_by: bool, closed: bool, late: bool
+    record: RoundRecord | None,
+    looked_up: int,
+    last_round: int,
+    stands_by: bool,
+    closed: bool,
+    late: bool,
+    returned: bool = True,
 ) -> tuple[Step, str]:
     """Decide the next step of a node that has joined and has no rank yet.
 
@@ -308,6 +314,8 @@ def follow(
         stands_by: whether the node is a spare, so that its join timeout does not run.
         closed: whether the rendezvous is closed.
         late: whether the join timeout has passed.
+        returned: whether the node still has the lease with which it was a member of the last round. Otherwise it was
+            lost, or it left, and is a newcomer.
     """
     if closed:
         if stands_by:
@@ -317,7 +325,8 @@ def follow(
         return Step.SKIP, f"the members of round {record.round} are not known: {escaped(record.error, _ERROR_LENGTH)}"
     if record is not None and record.complete and record.round > looked_up:
         return Step.LOOK_UP, f"round {record.round} is complete"
-    if record is not None and record.complete and record.spares and record.round != last_round:
+    member = returned and record is not None and record.round == last_round
+    if record is not None and record.complete and record.spares and not member:
         return Step.STAND_BY, f"round {record.round} has no room for the node"
     if late:
         return Step.ERROR_TIMEOUT, "the join timeout has passed"

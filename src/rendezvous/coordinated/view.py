@@ -49,10 +49,12 @@ class View:
     Attributes:
         record: the round record; None if there is none or it is not valid.
         record_revision: the revision of the round record.
+        last_record: the last valid round record, also if it was deleted or overwritten since.
         run_lease: the lease to which the round record is bound.
         coordinator: the coordinator; None if there is none.
         bootstrap: the bootstrap; None if there is none or it is not valid.
         closed: who closed the rendezvous, and why; None if it is not closed.
+        closed_lease: the lease to which the key that closes it is bound; 0 if there is none.
         synced: whether all of ``ctl/`` has been read. Before that, a key that the view does not know may exist.
     """
 
@@ -68,10 +70,12 @@ class View:
         self._waiters: dict[asyncio.Future[None], None] = {}
         self.record: RoundRecord | None = None
         self.record_revision = 0
+        self.last_record: RoundRecord | None = None
         self.run_lease = 0
         self.coordinator: CurrentCoordinator | None = None
         self.bootstrap: Bootstrap | None = None
         self.closed: Closed | None = None
+        self.closed_lease = 0
         self.synced = False
         self._errors: dict[bytes, RendezvousStateError] = {}
 
@@ -116,7 +120,7 @@ class View:
         self._present.clear()
         self._errors.clear()
         self.record = self.coordinator = self.bootstrap = None
-        self.record_revision = self.run_lease = 0
+        self.record_revision = self.run_lease = self.closed_lease = 0
         self.synced = False
 
     def read(self, found: Iterable[KeyValue], revision: int, known: Known) -> None:
@@ -163,7 +167,7 @@ class View:
             if key == self._keys.round:
                 self.record = None
                 if kv is not None:
-                    self.record = RoundRecord.decode(key, kv.value)
+                    self.record = self.last_record = RoundRecord.decode(key, kv.value)
                     self.run_lease = kv.lease
                     self.record_revision = kv.mod_revision
             elif key == self._keys.coordinator:
@@ -174,6 +178,7 @@ class View:
             elif key == self._keys.bootstrap:
                 self._set_bootstrap(kv)
             elif key == self._keys.closed:
+                self.closed_lease = 0 if kv is None else kv.lease
                 self.closed = None if kv is None else Closed.decode(key, kv.value)
         except RendezvousStateError as exc:
             logger.error("%s", exc)
