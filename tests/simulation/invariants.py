@@ -114,6 +114,7 @@ class Invariants:
         self._may_reform = False
         self._attempts: set[str] = set()  # of the rounds that have completed
         self._outdated: set[str] = set()  # of the rounds that completed before a restoration
+        self._restored_rounds: set[int] = set()  # nodes may have left them before the restoration: keys do not tell
         self._checked: set[str] = set()  # of all rounds that have ever completed
         self._record_deleted = False
         self._coordinator_knew = False
@@ -153,6 +154,7 @@ class Invariants:
         self.record, self.closed_at = past.record, past.closed_at
         self.returned = {number: dict(members) for number, members in past.returned.items()}
         self._rosters, self._attempts = dict(past.rosters), set(past.attempts)
+        self._restored_rounds = set(past.rosters)
         self._first_use = dict(past.first_use)
         self._coordinator, self._bootstrap = past.coordinator, past.bootstrap
         self._may_reform = True
@@ -336,7 +338,7 @@ class Invariants:
 
     def _check_exclusivity(self, record: RoundRecord) -> None:
         number = record.round
-        for node_id in self.members(number - 1):
+        for node_id in () if number - 1 in self._restored_rounds else self.members(number - 1):
             last_round = self._last_round(node_id)
             if last_round is not None and last_round < number - 1:
                 self.fail("exclusivity", f"round {number} completed while node {node_id:x} is in round {number - 1}")
@@ -348,7 +350,7 @@ class Invariants:
                 self.fail("exclusivity", f"round {number} completed while {node.name} is in round {place.round}")
 
     def _check_preference(self, number: int, members: list[int]) -> None:
-        last = self.members(number - 1)
+        last = [] if number - 1 in self._restored_rounds else self.members(number - 1)
         returned = [node_id for node_id in last if self._last_round(node_id) == number - 1]
         left_out = [node_id for node_id in returned if node_id not in members]
         others = [node_id for node_id in members if self._last_round(node_id) != number - 1]
