@@ -8,10 +8,11 @@ TORCH  ?= torch==2.13.0
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14 python3.15
 WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
-# Most tests wait most of the time. Those of the distribution build one wheel after another, which they share.
-# worksteal: each worker begins with a part of its own, so that torchrun's jobs, which need the processors, run beside tests
-# that wait, and not all at the end.
-SIDE_BY_SIDE ?= -n 4 --dist worksteal
+# Most tests wait: those of tests/etcd use a processor for a twentieth of their time. Fewer go side by side where many
+# processes compute: torchrun's agents and their workers, histories, the soak. worksteal: a worker begins with neighbours,
+# which share their servers.
+SIDE_BY_SIDE ?= -n 8 --dist worksteal
+FEW_SIDE_BY_SIDE ?= -n 4 --dist worksteal
 # More options for `make test`, such as --require-etcds.
 PYTEST_OPTIONS ?=
 
@@ -95,7 +96,8 @@ lint: $(VENV)/.built-dev
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 test-compiled: $(VENV)/.built-dev
-	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) $(PYTEST_OPTIONS) --ignore=tests/test_distribution.py
+	$(BIN)/python -m pytest --require-all $(SIDE_BY_SIDE) $(PYTEST_OPTIONS) --ignore=tests/test_distribution.py --ignore=tests/torchrun
+	$(BIN)/python -m pytest --require-all $(FEW_SIDE_BY_SIDE) $(PYTEST_OPTIONS) tests/torchrun
 
 test-dist: $(VENV)/.built-dev
 	$(BIN)/python -m pytest -q --require-all tests/test_distribution.py
@@ -140,9 +142,10 @@ test-asan: $(VENV)/.built-dev
 	$(ASAN_RUN) -c 'from rendezvous._core import _state_c; assert _state_c.__file__.startswith("$(ASAN)"), _state_c'
 	$(ASAN_RUN) -m pytest -q --require-all --capture=sys -k 'not pure' $(addprefix tests/test_,state.py state_bytes.py roster.py swap.py)
 
-# What depends on the server, on each release but the newest, on which `make test` runs. On 3.6 and later the tests of the
-# v2 API are left out.
-ETCD_TESTS ?= tests/etcd tests/torchrun/test_jobs.py tests/torchrun/test_jobs_v3.py tests/test_cli.py tests/test_examples.py
+# What depends on the server, on each release but the newest, on which `make test` runs. The tests of the v2 API are left
+# out on 3.6 and later, which do not serve it, and on the newest that does, on which `make test` runs them.
+ETCD_TESTS ?= tests/etcd $(addprefix tests/test_,cli.py demo_processes.py examples.py)
+ETCD_JOBS ?= $(addprefix tests/torchrun/test_,jobs.py jobs_v3.py)
 
 # Rights, users and tokens.
 SID_TESTS ?= $(addprefix tests/etcd/test_,roles.py credentials.py rotation.py)
@@ -150,7 +153,8 @@ SID_TESTS ?= $(addprefix tests/etcd/test_,roles.py credentials.py rotation.py)
 test-etcds: $(VENV)/.built-dev etcd
 	set -e; for etcd in $(filter-out build/etcd/v3.7/etcd,$(ETCDS)); do \
 	  echo "== $$($$etcd --version | head -n 1)"; \
-	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$$etcd" $(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) $(ETCD_TESTS); \
+	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$$etcd" $(BIN)/python -m pytest -q --require-all --after-make-test $(SIDE_BY_SIDE) $(ETCD_TESTS); \
+	  TORCHELASTIC_ETCD_BINARY_PATH="$(CURDIR)/$$etcd" $(BIN)/python -m pytest -q --require-all --after-make-test $(FEW_SIDE_BY_SIDE) $(ETCD_JOBS); \
 	done
 	if [ -e $(SID_ETCD) ]; then \
 	  echo "== $$($(SID_ETCD) --version | head -n 1), of Debian unstable"; \
@@ -182,7 +186,7 @@ HISTORIES_OPTIONS ?=
 
 histories: $(VENV)/.built-dev build/porcupine
 	$(BIN)/python -m tests.histories --histories $(HISTORIES) $(HISTORIES_OPTIONS)
-	$(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) tests/histories tests/histories/planted.py
+	$(BIN)/python -m pytest -q --require-all $(FEW_SIDE_BY_SIDE) tests/histories tests/histories/planted.py
 
 # How long `make soak` takes, and with how many handlers.
 SOAK_SECONDS ?= 600
@@ -190,7 +194,7 @@ SOAK_HANDLERS ?= 300
 
 soak: $(VENV)/.built-dev
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) --handlers $(SOAK_HANDLERS) --json build/soak.json
-	$(BIN)/python -m pytest -q --require-all $(SIDE_BY_SIDE) tests/soak tests/soak/planted.py
+	$(BIN)/python -m pytest -q --require-all $(FEW_SIDE_BY_SIDE) tests/soak tests/soak/planted.py
 
 porcupine: build/porcupine
 

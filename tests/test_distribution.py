@@ -259,13 +259,20 @@ def test_the_installed_benchmark_needs_no_clone(dist):
     assert result.stdout.split() == [f"{wheel}/rendezvous/bench/worlds.py", "[]"]
 
 
-def test_a_build_that_requires_the_extensions_fails_without_a_compiler(unpacked, tmp_path):
+@pytest.fixture
+def untouched(unpacked, tmp_path) -> Path:
+    """The unpacked sdist without what an earlier build has left there."""
+    left = shutil.ignore_patterns("build", "*.so")
+    return Path(shutil.copytree(unpacked, tmp_path / "untouched", ignore=left))
+
+
+def test_a_build_that_requires_the_extensions_fails_without_a_compiler(untouched, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
-        build(unpacked, tmp_path, *HERE, RENDEZVOUS_REQUIRE_EXTENSIONS="1", CC="/nowhere/cc")
+        build(untouched, tmp_path / "dist", *HERE, RENDEZVOUS_REQUIRE_EXTENSIONS="1", CC="/nowhere/cc")
 
 
-def test_without_a_compiler_the_wheel_is_pure_and_works(unpacked, tmp_path):
-    wheel = build(unpacked, tmp_path, *HERE, RENDEZVOUS_REQUIRE_EXTENSIONS="", CC="/nowhere/cc")
+def test_without_a_compiler_the_wheel_is_pure_and_works(untouched, tmp_path):
+    wheel = build(untouched, tmp_path / "dist", *HERE, RENDEZVOUS_REQUIRE_EXTENSIONS="", CC="/nowhere/cc")
     code = (
         f"import sys; sys.path.insert(0, {str(wheel)!r}); import rendezvous._core as c;"
         "s = c.State(); s.join(('node', 1, 0), 0); print(c.COMPILED, len(c.State.decode(s.encode())), c.__file__)"
