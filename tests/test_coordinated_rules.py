@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.records import Closed, NodeRecord, Phase, RoundRecord
-from rendezvous.coordinated.rules import Candidate, Counts, Limits, Move, RankPolicy, Step
+from rendezvous.coordinated.rules import Candidate, Counts, LastCall, Limits, Move, RankPolicy, Step
 
 PAIR = Limits(2, 4, node_unit=2)
 
@@ -40,25 +41,50 @@ def test_a_node_unit_without_a_multiple_in_the_range_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("counts", "limits", "left", "move", "reason"),
+    ("counts", "limits", "last_call", "move", "reason"),
     [
         (forming(9, closed=True), Limits(1, 4), None, Move.WAIT, "the rendezvous is closed"),
         (forming(1), Limits(2, 4), None, Move.WAIT, "1 of at least 2 nodes joined"),
-        (forming(1), Limits(2, 4), 3.0, Move.END_LAST_CALL, "1 of at least 2 nodes joined"),
+        (forming(1), Limits(2, 4), LastCall(3, 3), Move.END_LAST_CALL, "1 of at least 2 nodes joined"),
         (forming(3), Limits(3, 6, node_unit=2), None, Move.WAIT, "3 of at least 4 nodes joined"),
         (forming(2), Limits(2, 4), None, Move.BEGIN_LAST_CALL, "2 nodes joined, enough for a round of 2"),
-        (forming(3), Limits(2, 4), 1.0, Move.WAIT, "last call: 3 nodes joined so far"),
-        (forming(3), Limits(2, 4), 0.0, Move.COMPLETE, "the last call has ended: 3 nodes joined"),
+        (forming(3), Limits(2, 4), LastCall(29, 29), Move.WAIT, "last call: 3 nodes joined so far"),
+        (forming(3), Limits(2, 4), LastCall(30, 30), Move.COMPLETE, "the last call has ended: 3 nodes joined"),
         (forming(4), Limits(2, 4), None, Move.COMPLETE, "4 nodes joined, the maximum of a round"),
-        (forming(7), Limits(2, 4), 1.0, Move.COMPLETE, "4 nodes joined, the maximum of a round"),
+        (forming(7), Limits(2, 4), LastCall(1, 1), Move.COMPLETE, "4 nodes joined, the maximum of a round"),
         (forming(4), Limits(2, 5, node_unit=2), None, Move.COMPLETE, "4 nodes joined, the maximum of a round"),
         (Counts(True, 1, 2, 1, 3), Limits(1, 4), None, Move.WAIT, "members still in the round: 1"),
         (Counts(True, 0, 2, 1, 3), Limits(1, 4), None, Move.OPEN, "all members have left or are lost"),
         (Counts(True, 0, 0, 4, 0), Limits(1, 4), None, Move.OPEN, "all members have left or are lost"),
     ],
 )
-def test_the_coordinator_decides_with_a_reason(counts, limits, left, move, reason):
-    assert rules.coordinate(counts, limits, left) == (move, reason)
+def test_the_coordinator_decides_with_a_reason(counts, limits, last_call, move, reason):
+    assert rules.coordinate(counts, limits, last_call)[:2] == (move, reason)
+
+
+SHORT = Limits(2, 9, last_call=30, rejoin_settle=2)
+WAITING = "last call: 8 nodes joined so far, 7 of 8 members of the last round returned"
+SETTLED = "8 nodes joined, 7 of 8 members of the last round returned, and no other node joined for 2 s"
+
+
+@pytest.mark.parametrize(
+    ("returned", "lost", "new", "last_call", "move", "reason", "again"),
+    [
+        (7, 1, 1, LastCall(5, 0.5), Move.WAIT, WAITING, 1.5),
+        (7, 1, 1, LastCall(5, 2), Move.CONFIRM, SETTLED, math.inf),
+        (7, 1, 1, LastCall(5, 2, confirmed=True), Move.COMPLETE, SETTLED, math.inf),
+        # It is never longer than the whole one, and not shortened if half of the members are lost or none is known.
+        (7, 1, 1, LastCall(29, 0.5), Move.WAIT, WAITING, 1),
+        (7, 1, 1, LastCall(30, 0.5), Move.COMPLETE, "the last call has ended: 8 nodes joined", math.inf),
+        (4, 4, 0, LastCall(5, 5), Move.WAIT, "last call: 4 nodes joined so far", 25),
+        (0, 998, 2, LastCall(5, 5), Move.WAIT, "last call: 2 nodes joined so far", 25),
+        (0, 0, 2, LastCall(5, 5), Move.WAIT, "last call: 2 nodes joined so far", 25),
+    ],
+)  # fmt: skip
+def test_the_last_call_is_short_if_more_members_have_returned_than_were_lost(
+    returned, lost, new, last_call, move, reason, again
+):
+    assert rules.coordinate(Counts(False, 0, returned, lost, new), SHORT, last_call) == (move, reason, again)
 
 
 @pytest.mark.parametrize(

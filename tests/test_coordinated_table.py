@@ -16,7 +16,7 @@ from rendezvous.coordinated.table import Table
 def table(number: int, *records: NodeRecord) -> Table:
     """Return the table of round ``number``, which forms, with these nodes."""
     result = Table()
-    result.open(number)
+    result.open(number, {})
     for node_id, record in enumerate(records, 1):
         result.put(Candidate(node_id, node_id, record))
     return result
@@ -35,9 +35,15 @@ def test_nodes_are_counted_by_kind():
     result.remove(1)
     assert result.counts(False) == Counts(True, 1, 1, 1, 2)
     assert result.lost() == ["node-1_1_0"]
-    result.open(1)
+    assert result.joined == 5
+    result.open(1, result.members)  # the members of the last round are counted while the next one forms
+    assert result.counts(False) == Counts(False, 0, 2, 1, 2)
+    result.put(Candidate(6, 9, NodeRecord("node-1", 1, 0)))
+    result.remove(2)
+    assert result.counts(False) == Counts(False, 0, 1, 2, 3)
+    assert result.joined == 6
+    result.open(2, {})
     assert result.counts(False) == Counts(False, 0, 0, 0, 4)
-    assert not result.rank_0_gone()
 
 
 def test_a_lost_member_is_missing_until_it_or_a_newcomer_on_its_host_joins():

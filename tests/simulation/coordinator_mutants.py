@@ -199,10 +199,10 @@ def _next_round_opens_early(patch: Patch) -> None:
     """The next round opens when the first member has left."""
     original = rules.coordinate
 
-    def coordinate(counts: Any, limits: Any, left: float | None) -> Decision:
+    def coordinate(counts: Any, limits: Any, last_call: Any) -> Decision:
         if counts.complete and counts.returned and not counts.closed:
             return Decision(Move.OPEN, "a member has left")
-        return original(counts, limits, left)
+        return original(counts, limits, last_call)
 
     patch.setattr(rules, "coordinate", coordinate)
 
@@ -237,11 +237,22 @@ def _last_call_not_cancelled(patch: Patch) -> None:
     """The last call goes on when there are not enough nodes any more."""
     original = rules.coordinate
 
-    def coordinate(counts: Any, limits: Any, left: float | None) -> Decision:
-        decision = original(counts, limits, left)
+    def coordinate(counts: Any, limits: Any, last_call: Any) -> Decision:
+        decision = original(counts, limits, last_call)
         return decision._replace(move=Move.WAIT) if decision.move is Move.END_LAST_CALL else decision
 
     patch.setattr(rules, "coordinate", coordinate)
+
+
+@mutant("last call")
+def _short_last_call_for_a_minority(patch: Patch) -> None:
+    """The last call is short too if most members of the last round are lost, as after an outage."""
+    original = rules._answer_last_call
+
+    def answer(counts: Any, limits: Any, last_call: Any) -> Decision:
+        return original(counts._replace(returned=counts.candidates, newcomers=0, lost=0), limits, last_call)
+
+    patch.setattr(rules, "_answer_last_call", answer)
 
 
 @mutant("bounds")

@@ -166,6 +166,7 @@ class Etcd:
             raise FutureRevisionError("mvcc: required revision is a future revision")
         at = request.revision or self.revision + 1  # a transaction reads what it has written
         found = [kv for key in self._between(request.key, request.range_end) if (kv := self._at(key, at)) is not None]
+        found = [kv for kv in found if kv.mod_revision >= request.min_mod_revision]
         more = bool(request.limit) and len(found) > request.limit
         return rpc_pb2.RangeResponse(kvs=found[: request.limit or None], more=more, count=len(found))
 

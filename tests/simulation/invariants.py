@@ -11,6 +11,8 @@ The message of a violation begins with the name of the invariant:
     fencing           Only the current coordinator writes rosters and round records.
     meeting point     Members receive the bootstrap of rank 0 of their own round. It is not replaced during the round.
     strangers         Only nodes of the run are members, whatever other programs write.
+    last call         A round below the maximum of nodes completes before its whole last call could have ended only if
+                      more than half of the members of the last round have returned.
     preference        A member of the last round is not replaced by another node.
     reason            Members are asked to form the next round only if a node was lost, has returned, or is new.
     records           While there is a coordinator, or a member in a round, the records of the run are not deleted.
@@ -28,6 +30,7 @@ exception then: a node may be in a round of the time before until it has noticed
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["Invariants", "Past", "Violation"]
 
 
+_SLOW_CLOCK = 0.8
+"""A clock may run faster than the true one: then a last call is shorter, at least this fraction of what it should be."""
 _JOIN_TIME = 25.0
 """Seconds within which a join must return if no fault happens: a lease may have to end before, and a last call."""
 
@@ -118,6 +123,7 @@ class Invariants:
         self._checked: set[str] = set()  # of all rounds that have ever completed
         self._record_deleted = False
         self._coordinator_knew = False
+        self._all_left_at: float | None = 0.0  # when the last member left the last complete round; None if not yet
         self.record: RoundRecord | None = None
         self.closed_at: int | None = None
         self.returned: dict[int, dict[str, Assignment]] = {}
@@ -227,6 +233,7 @@ class Invariants:
             self.closed_at = self._etcd.revision
         for key in changed:
             if key.startswith(keys.nodes):
+                self._note_departure()
                 self._may_reform |= self._is_reason(key)
         if writer is None and any(key in current for key in changed):
             return  # another program wrote this: what it wrote says nothing
@@ -314,7 +321,9 @@ class Invariants:
             self.fail("strangers", f"node {stranger:x} is a member of round {number}, and etcd granted no such lease")
         if not again:
             self._check_preference(number, members)
+            self._check_last_call(number, size)
         self._rosters[number] = members
+        self._all_left_at = None
         self._may_reform = any(self._is_reason(key) for key in [*map(self._keys.node, members), *self._node_keys()])
 
     def _check_who_may_complete(self, record: RoundRecord) -> None:
@@ -348,6 +357,25 @@ class Invariants:
                 continue
             if node.alive and place.attempt != record.attempt and node.lease in self._etcd.leases:
                 self.fail("exclusivity", f"round {number} completed while {node.name} is in round {place.round}")
+
+    def _note_departure(self) -> None:
+        """Record the time if the last member has left the complete round, or its lease has ended."""
+        if self._all_left_at is not None or self.record is None:
+            return
+        last_rounds = [self._last_round(node_id) for node_id in self.members(self.record.round)]
+        if all(last_round is None or last_round >= self.record.round for last_round in last_rounds):
+            self._all_left_at = asyncio.get_running_loop().time()
+
+    def _check_last_call(self, number: int, size: int) -> None:
+        limits, last = self.limits, self.members(number - 1)
+        took = asyncio.get_running_loop().time() - (self._all_left_at or 0.0)
+        if size + limits.node_unit > limits.max_nodes or took >= limits.last_call * _SLOW_CLOCK:
+            return
+        returned = [node_id for node_id in last if self._last_round(node_id) == number - 1]
+        if len(returned) * 2 <= len(last):
+            self.fail(
+                "last call", f"round {number} completed after {took:.3f} s with {len(returned)} of {len(last)} members"
+            )
 
     def _check_preference(self, number: int, members: list[int]) -> None:
         last = [] if number - 1 in self._restored_rounds else self.members(number - 1)

@@ -277,6 +277,7 @@ def _draw_limits(rng: random.Random, large: bool) -> Limits:
         least,
         most,
         last_call=rng.choice([0.5, 2.0, 5.0]),
+        rejoin_settle=rng.choice([0.0, 0.3, 1.0]),
         node_unit=unit,
         upscale=rng.random() < 0.8,
         reform_on_loss=rng.random() < 0.85,

@@ -53,6 +53,16 @@ LAST_CALL_TIMEOUT = Integer(
     unit="seconds",
     default_help="30, but at most half of `join_timeout`",
 )
+REJOIN_SETTLE_TIMEOUT = Integer(
+    "rejoin_settle_timeout",
+    1,
+    "The last call of a round that forms again after a loss ends if no other node has joined for this long, if more "
+    "members of the last round returned than were lost. `last_call_timeout` is its maximum; the same value as that "
+    "gives the behaviour of torch's backends.",
+    _COORDINATED,
+    unit="seconds",
+    least=0,
+)
 CLOSE_TIMEOUT = Integer(
     "close_timeout", 30, "Within this time closing the rendezvous must succeed.", _CURRENT, unit="seconds"
 )
@@ -181,7 +191,8 @@ DYNAMIC_V3_READ_TIMEOUT = Integer(
 )
 
 SETTINGS: tuple[Setting[Any], ...] = (
-    *(JOIN_TIMEOUT, LAST_CALL_TIMEOUT, CLOSE_TIMEOUT, HEARTBEAT_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_MAX_ATTEMPT),
+    *(JOIN_TIMEOUT, LAST_CALL_TIMEOUT, REJOIN_SETTLE_TIMEOUT, CLOSE_TIMEOUT, HEARTBEAT_TIMEOUT),
+    *(KEEP_ALIVE_INTERVAL, KEEP_ALIVE_MAX_ATTEMPT),
     *(RANK_POLICY, TOPOLOGY, RANK_HINT, NODE_UNIT, ON_NODE_LOSS, UPSCALE, PREFIX),
     *(LEGACY_TIMEOUT, LEGACY_LAST_CALL_TIMEOUT, LEGACY_PREFIX),
     *(PROTOCOL, CA_CERT, SSL_CERT, SSL_CERT_KEY, LEGACY_CA_CERT, LEGACY_CERT, LEGACY_KEY),

@@ -22,7 +22,7 @@ from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, Phase, RoundRecord, new_id, printable
 from rendezvous.coordinated.retry import Retry
-from rendezvous.coordinated.rules import Counts, Move
+from rendezvous.coordinated.rules import Counts, LastCall, Move
 from rendezvous.coordinated.table import Table
 from rendezvous.coordinated.view import CurrentCoordinator
 from rendezvous.coordinated.writer import ClosedError, DeposedError, OutdatedError, Writer, batches
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_ERROR = 500  # characters of an error in the round record
 _MIN_RETRY_DELAY = 0.1  # seconds, after an error that is expected to be gone at once
+_MIN_WAIT = (
+    0.001  # seconds, so that a difference of two times that was rounded down does not make a loop without a pause
+)
 
 
 class Coordinator:
@@ -81,8 +84,11 @@ class Coordinator:
         self._closed = False
         self._previous = ""
         self._error = ""
-        self._missing: list[str] = []
-        self._last_call_ends: float | None = None
+        self._last_call_began: float | None = None
+        # How often nodes had joined, and when the last one did; and how often when etcd confirmed that it has no other.
+        self._joined = 0
+        self._joined_at = 0.0
+        self._confirmed = -1
         # The nodes of a job start together: most rounds complete before their progress would be published.
         self._published_at = asyncio.get_running_loop().time()
         self._dirty = True
@@ -115,7 +121,7 @@ class Coordinator:
     def close(self) -> None:
         """Record that the rendezvous is closed."""
         self._closed = True
-        self._last_call_ends = None
+        self._last_call_began = None
         self._changed.set()
 
     def notice_loss(self, revision: int) -> None:
@@ -139,7 +145,7 @@ class Coordinator:
         found = {kv.key: kv for kv in ctl}
         self._closed = self._keys.closed in found
         self._dirty = True
-        number, last_call_ends, self._last_call_ends = self._table.number, self._last_call_ends, None
+        number, last_call_began, self._last_call_began = self._table.number, self._last_call_began, None
         current = found.get(self._keys.round)
         self._writer.check_history(current)
         self._lost_record = self._writer.record or self._lost_record
@@ -157,17 +163,14 @@ class Coordinator:
         self._lost_record = None
         record = self._writer.record
         assert record is not None
-        before: dict[int, str] = {}
-        if not record.complete:
-            self._table.open(record.round)
+        if record.complete:
+            await self._load_complete(record, current.mod_revision, deadline)
+        else:
             self._previous = record.previous
             if record.round == number:
-                self._last_call_ends = last_call_ends
-            before = await self._read_last_members(deadline)
+                self._last_call_began = last_call_began
+            self._table.open(record.round, await self._read_last_members(record, deadline))
             await self._nodes.load(deadline)
-        else:
-            await self._load_complete(record, current.mod_revision, deadline)
-        self._missing = [name for node_id, name in before.items() if node_id not in self._table.nodes]
 
     async def _begin(self, deadline: float) -> None:
         """Begin without a round record: the run is new, or the record is lost."""
@@ -178,11 +181,11 @@ class Coordinator:
         if lost is not None and lost.complete and lost.round == table.number and table.members:
             await self._restore(lost)
         elif lost is not None and not lost.complete:
-            table.open(max(table.number, lost.round))
+            table.open(max(table.number, lost.round), {} if table.is_complete else table.members)
         elif table.nodes and (table.highest >= 0 or (known is not None and known.complete)):
             await self._recount(-1 if known is None else known.round)
         else:
-            table.open(0 if known is None else known.round + known.complete)
+            table.open(0 if known is None else known.round + known.complete, {})
 
     async def _restore(self, record: RoundRecord) -> None:
         """Write the record and the roster of the complete round again, under the new run lease."""
@@ -215,15 +218,16 @@ class Coordinator:
         if await self._put_record(record):
             self._table.complete(record.round, nodes)
 
-    async def _read_last_members(self, deadline: float) -> dict[int, str]:
-        """Return the members of the round before the one that forms. They are needed for messages only."""
-        if not self._previous:
+    async def _read_last_members(self, record: RoundRecord, deadline: float) -> dict[int, str]:
+        """Return the members of the round before the one that forms; none if they are not known."""
+        if not record.previous:
             return {}
         try:
-            number = self._table.number - 1
-            return await roster.read_members(self._client, self._keys, number, self._previous, deadline)
+            return await roster.read_members(self._client, self._keys, record.round - 1, record.previous, deadline)
         except RendezvousStateError as exc:
-            logger.warning("%s; the members that are missing since then are not named", exc)
+            logger.warning(
+                "%s; the members that are missing since then are not named, and the last call is not shortened", exc
+            )
             return {}
 
     async def _load_complete(self, record: RoundRecord, revision: int, deadline: float) -> None:
@@ -273,13 +277,12 @@ class Coordinator:
     async def _act(self) -> float:
         """Do what the rules decide; return the seconds after which they must decide again, if nothing changes."""
         clock = asyncio.get_running_loop().time
-        left = None if self._last_call_ends is None else self._last_call_ends - clock()
         counts = self._table.counts(self._closed)
         if not counts.complete and self._table.highest >= self._table.number:
-            self._table.open(self._table.highest + 1)  # a node was in a round that this coordinator does not know
+            self._table.open(self._table.highest + 1, {})  # a node was in a round that this coordinator does not know
             self._dirty = True
             return 0.0
-        decision = rules.coordinate(counts, self._limits, left)
+        decision = rules.coordinate(counts, self._limits, self._last_call())
         if decision.move is not Move.WAIT:
             logger.info("round %d: %s: %s", self._table.number, decision.move.name.lower(), decision.reason)
             await self._move(decision.move)
@@ -290,23 +293,42 @@ class Coordinator:
             if not await self._client.keep_alive(self._writer.run_lease, self._writer.deadline()):
                 raise OutdatedError
             self._renewed_at = clock()
-        return min(wait, interval if left is None else left)
+        return min(wait, interval, decision.again + _MIN_WAIT)
+
+    def _last_call(self) -> LastCall | None:
+        began = self._last_call_began
+        if began is None:
+            return None
+        now, joined = asyncio.get_running_loop().time(), self._table.joined
+        if joined != self._joined:
+            self._joined, self._joined_at = joined, now
+        return LastCall(now - began, now - max(began, self._joined_at), self._confirmed == joined)
 
     async def _move(self, move: Move) -> None:
         if move is Move.OPEN:
             assert self._writer.record is not None  # the record that completed the round
             self._previous = self._writer.record.attempt
-            self._missing = self._table.lost()
-            self._table.open(max(self._table.number, self._table.highest) + 1)
+            number = max(self._table.number, self._table.highest) + 1
+            self._table.open(number, {} if self._error else self._table.members)
             self._dirty = True
         elif move is Move.BEGIN_LAST_CALL:
-            self._last_call_ends = asyncio.get_running_loop().time() + self._limits.last_call
+            self._last_call_began = asyncio.get_running_loop().time()
             self._dirty = True
         elif move is Move.END_LAST_CALL:
-            self._last_call_ends = None
+            self._last_call_began = None
             self._dirty = True
+        elif move is Move.CONFIRM:
+            await self._confirm()
         elif move is Move.COMPLETE:
             await self._complete()
+
+    async def _confirm(self) -> None:
+        """Ask etcd whether a node has joined of which the watch has not reported yet; if so, it will soon."""
+        joined = self._table.joined
+        if await self._nodes.confirm(self._writer.deadline()):
+            self._confirmed = joined
+        else:
+            self._joined_at = asyncio.get_running_loop().time()
 
     async def _publish(self, counts: Counts) -> float:
         """Publish the round record if it has changed; return the seconds until it may be published again."""
@@ -327,11 +349,11 @@ class Coordinator:
     def _record(self, counts: Counts) -> RoundRecord:
         least, most = rules.least(self._limits), self._limits.max_nodes
         if not counts.complete:
-            missing = self._table.still_missing(self._missing)
+            missing = self._table.still_missing(self._table.lost())
             return RoundRecord(
                 self._table.number,
-                Phase.FORMING if self._last_call_ends is None else Phase.LAST_CALL,
-                joined=counts.newcomers,
+                Phase.FORMING if self._last_call_began is None else Phase.LAST_CALL,
+                joined=counts.candidates,
                 min_nodes=least,
                 max_nodes=most,
                 previous=self._previous,
@@ -376,7 +398,7 @@ class Coordinator:
         leftovers = [delete_op(prefix, prefix_end(prefix)) for prefix in prefixes]
         if not await self._put_record(record, [*last, *leftovers, delete_op(self._keys.bootstrap)], first):
             return
-        self._last_call_ends = None
+        self._last_call_began = None
         self._table.complete(number, names)
         self._error = ""
         self._dirty = True  # the nodes without a place do not know yet that they are spares

@@ -183,6 +183,7 @@ def create_handler(
         params.min_nodes,
         params.max_nodes,
         config.last_call_timeout(params, Backend.COORDINATED),
+        config.REJOIN_SETTLE_TIMEOUT.read(params),
         config.NODE_UNIT.read(params),
         config.UPSCALE.read(params),
         config.ON_NODE_LOSS.read(params) == "reform",

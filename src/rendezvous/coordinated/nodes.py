@@ -50,6 +50,7 @@ class NodeWatch:
         self._watch: Watch | None = None
         self._revisions: dict[int, int] = {}
         self._read_at = 0
+        self._newest = 0
         self._warned: set[bytes] = set()
         self.stale = False
 
@@ -57,7 +58,7 @@ class NodeWatch:
         """Clear the table, and watch from now on."""
         self._table.clear()
         self._revisions.clear()
-        self._read_at = 0
+        self._read_at = self._newest = 0
         self.stale = False
         nodes = self._keys.nodes
         self._watch = await self._client.watch(
@@ -80,6 +81,13 @@ class NodeWatch:
         for kv in nodes:
             self._apply(kv, gone=False)
         self._read_at = revision
+        self._newest = max(self._newest, revision)
+
+    async def confirm(self, deadline: float) -> bool:
+        """Return whether the watch has reported everything that etcd has now. A key that was deleted does not count."""
+        nodes = self._keys.nodes
+        newer, _ = await self._client.range(nodes, prefix_end(nodes), deadline, changed_since=self._newest + 1)
+        return not newer
 
     def lose_track(self) -> None:
         """Record that all must be read again."""
@@ -89,6 +97,7 @@ class NodeWatch:
     def _receive(self, events: Sequence[Event]) -> None:
         for event in events:
             self._apply(event.kv, event.type == DELETE)
+            self._newest = max(self._newest, event.kv.mod_revision)
         self._on_change()
 
     def _apply(self, kv: KeyValue, gone: bool) -> None:

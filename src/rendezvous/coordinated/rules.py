@@ -5,6 +5,8 @@ The coordinator decides for the run, in :func:`coordinate`:
     The round forms.       Each node with a key is a candidate. With ``max_nodes`` candidates the round completes. With
                            ``min_nodes`` the last call begins, and the round completes when it ends. If the number
                            falls below ``min_nodes``, the last call is cancelled. Only whole node units count.
+                           If more members of the last round have returned than were lost, the last call is short: a
+                           round forms only when every member has returned or is lost, so none can come any more.
     The round is complete. It stays complete while at least one member is in it. A member leaves by joining again, or
                            is lost when its lease ends. When no member is left, the next round forms.
     Closed.                A closed rendezvous stays closed.
@@ -14,6 +16,7 @@ Each node decides for itself, in :func:`follow`, how to react to the round recor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -27,6 +30,7 @@ __all__ = [
     "Candidate",
     "Counts",
     "Decision",
+    "LastCall",
     "Limits",
     "Move",
     "RankPolicy",
@@ -69,6 +73,8 @@ class Limits:
         min_nodes: the minimum number of members of a round.
         max_nodes: the maximum number of members of a round.
         last_call: seconds that a round with enough nodes waits for more.
+        rejoin_settle: seconds without another node after which a round that forms again after another one completes,
+            if more members of that one have returned than were lost.
         node_unit: the world size is a multiple of this number.
         upscale: whether a newcomer is a reason to form a larger round.
         reform_on_loss: whether a lost member is a reason to form the next round.
@@ -81,6 +87,7 @@ class Limits:
     min_nodes: int
     max_nodes: int
     last_call: float = 30.0
+    rejoin_settle: float = 1.0
     node_unit: int = 1
     upscale: bool = True
     reform_on_loss: bool = True
@@ -113,8 +120,8 @@ class Counts(NamedTuple):
     """How many nodes of each kind there are.
 
     Attributes:
-        complete: whether the round is complete; while it forms, all nodes are newcomers.
-        present: members that are in the round.
+        complete: whether the round is complete. While it forms, the members are those of the last round.
+        present: members that are in the round; none while it forms.
         returned: members that have left the round and joined again.
         lost: members whose key is gone.
         newcomers: all other nodes.
@@ -128,31 +135,61 @@ class Counts(NamedTuple):
     newcomers: int
     closed: bool = False
 
+    @property
+    def candidates(self) -> int:
+        """How many nodes have joined the round that forms."""
+        return self.returned + self.newcomers
+
+
+class LastCall(NamedTuple):
+    """The last call of a round that forms.
+
+    Attributes:
+        elapsed: seconds since it began.
+        quiet: seconds since it began or since the last node joined, whichever is less.
+        confirmed: whether etcd has no node that joined and of which the coordinator's watch has not reported yet.
+    """
+
+    elapsed: float
+    quiet: float
+    confirmed: bool = False
+
 
 class Move(Enum):
-    """What the coordinator does next."""
+    """What the coordinator does next.
+
+    CONFIRM asks etcd whether a node has joined of which the coordinator's watch has not reported yet.
+    """
 
     WAIT = auto()
     OPEN = auto()
     BEGIN_LAST_CALL = auto()
     END_LAST_CALL = auto()
+    CONFIRM = auto()
     COMPLETE = auto()
 
 
 class Decision(NamedTuple):
-    """A move and its reason."""
+    """A move and its reason.
+
+    Attributes:
+        move: what the coordinator does.
+        reason: why, in words.
+        again: seconds after which the decision is another one although nothing happens.
+    """
 
     move: Move
     reason: str
+    again: float = math.inf
 
 
-def coordinate(counts: Counts, limits: Limits, last_call_left: float | None) -> Decision:
+def coordinate(counts: Counts, limits: Limits, last_call: LastCall | None) -> Decision:
     """Decide the coordinator's next move.
 
     Args:
         counts: the nodes.
         limits: the configuration.
-        last_call_left: seconds until the last call ends; None if there is no last call.
+        last_call: the last call; None if there is none.
     """
     if counts.closed:
         return Decision(Move.WAIT, "the rendezvous is closed")
@@ -160,17 +197,35 @@ def coordinate(counts: Counts, limits: Limits, last_call_left: float | None) -> 
         if counts.present:
             return Decision(Move.WAIT, f"members still in the round: {counts.present}")
         return Decision(Move.OPEN, "all members have left or are lost")
-    size = usable(counts.newcomers, limits)
+    size = usable(counts.candidates, limits)
     if size + limits.node_unit > limits.max_nodes:
         return Decision(Move.COMPLETE, f"{size} nodes joined, the maximum of a round")
     if not size:
-        reason = f"{counts.newcomers} of at least {least(limits)} nodes joined"
-        return Decision(Move.WAIT if last_call_left is None else Move.END_LAST_CALL, reason)
-    if last_call_left is None:
-        return Decision(Move.BEGIN_LAST_CALL, f"{counts.newcomers} nodes joined, enough for a round of {size}")
-    if last_call_left > 0:
-        return Decision(Move.WAIT, f"last call: {counts.newcomers} nodes joined so far")
-    return Decision(Move.COMPLETE, f"the last call has ended: {counts.newcomers} nodes joined")
+        reason = f"{counts.candidates} of at least {least(limits)} nodes joined"
+        return Decision(Move.WAIT if last_call is None else Move.END_LAST_CALL, reason)
+    if last_call is None:
+        return Decision(Move.BEGIN_LAST_CALL, f"{counts.candidates} nodes joined, enough for a round of {size}")
+    return _answer_last_call(counts, limits, last_call)
+
+
+def _answer_last_call(counts: Counts, limits: Limits, last_call: LastCall) -> Decision:
+    """Decide whether the last call goes on.
+
+    It is short only if more members of the last round have returned than were lost: after an outage of etcd, which ends
+    all leases at once, the first nodes that return must not form a small round of their own.
+    """
+    joined = f"{counts.candidates} nodes joined"
+    left = limits.last_call - last_call.elapsed
+    if left <= 0:
+        return Decision(Move.COMPLETE, f"the last call has ended: {joined}")
+    if counts.returned <= counts.lost:
+        return Decision(Move.WAIT, f"last call: {joined} so far", left)
+    returned = f"{counts.returned} of {counts.returned + counts.lost} members of the last round returned"
+    left = min(left, limits.rejoin_settle - last_call.quiet)
+    if left > 0:
+        return Decision(Move.WAIT, f"last call: {joined} so far, {returned}", left)
+    reason = f"{joined}, {returned}, and no other node joined for {limits.rejoin_settle:g} s"
+    return Decision(Move.COMPLETE if last_call.confirmed else Move.CONFIRM, reason)
 
 
 def _room_for_newcomers(counts: Counts, limits: Limits) -> bool:

@@ -1,4 +1,4 @@
-"""What the coordinator knows of the nodes, and of the members of the complete round."""
+"""What the coordinator knows of the nodes, and of the members of the complete round or of the one before."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ __all__ = ["Table"]
 
 
 class Table:
-    """The nodes that have a key, and the members of the round if it is complete.
+    """The nodes that have a key, and the members of the round; while it forms, the members of the last round.
 
     Attributes:
         number: the number of the round.
+        is_complete: whether the round is complete.
         nodes: the nodes by id.
+        members: the names of the members by id, in the order of the ranks.
         highest: the highest round of which a node says that it was a member; -1 if there is none.
+        joined: how many nodes have been added, those that were removed again included.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self.is_complete = False
         self.nodes: dict[int, Candidate] = {}
-        self._members: dict[int, str] = {}  # names by id, in the order of the ranks; empty while the round forms
+        self.members: dict[int, str] = {}
+        self.joined = 0
         self._present = self._returned = 0
         self.highest = -1
-
-    @property
-    def members(self) -> dict[int, str]:
-        """The names of the members by id, in the order of the ranks; empty while the round forms."""
-        return self._members
 
     def clear(self) -> None:
         """Forget all nodes. The round and its members are kept."""
@@ -39,44 +39,49 @@ class Table:
 
     def put(self, candidate: Candidate) -> None:
         """Add a node, or replace its record."""
-        self.remove(candidate.node_id)
+        if not self.remove(candidate.node_id):
+            self.joined += 1
         self.nodes[candidate.node_id] = candidate
         self.highest = max(self.highest, candidate.record.last_round)
         self._count(candidate, 1)
 
-    def remove(self, node_id: int) -> None:
-        """Remove a node whose key is gone."""
+    def remove(self, node_id: int) -> bool:
+        """Remove a node whose key is gone; return whether there was one."""
         gone = self.nodes.pop(node_id, None)
         if gone is not None:
             self._count(gone, -1)
+        return gone is not None
 
     def _count(self, candidate: Candidate, by: int) -> None:
-        if candidate.node_id in self._members:
-            if candidate.record.last_round < self.number:
+        if candidate.node_id in self.members:
+            if self.is_complete and candidate.record.last_round < self.number:
                 self._present += by
             else:
                 self._returned += by
 
     def complete(self, number: int, members: dict[int, str]) -> None:
         """Record that round ``number`` is complete with ``members``: names by id, in the order of the ranks."""
-        self.number, self._members = number, members
+        self._begin(number, True, members)
+
+    def open(self, number: int, last_members: dict[int, str]) -> None:
+        """Record that round ``number`` forms, and the members of the last round; none if they are not known."""
+        self._begin(number, False, last_members)
+
+    def _begin(self, number: int, is_complete: bool, members: dict[int, str]) -> None:
+        self.number, self.is_complete, self.members = number, is_complete, members
         self._present = self._returned = 0
         for candidate in self.nodes.values():
             self._count(candidate, 1)
 
-    def open(self, number: int) -> None:
-        """Record that round ``number`` forms. It has no members yet."""
-        self.complete(number, {})
-
     def counts(self, closed: bool) -> Counts:
         """Return how many nodes of each kind there are."""
-        members = len(self._members)
         inside = self._present + self._returned
-        return Counts(bool(members), self._present, self._returned, members - inside, len(self.nodes) - inside, closed)
+        lost, newcomers = len(self.members) - inside, len(self.nodes) - inside
+        return Counts(self.is_complete, self._present, self._returned, lost, newcomers, closed)
 
     def lost(self) -> list[str]:
         """Return the names of the members whose keys are gone."""
-        return [name for node_id, name in self._members.items() if node_id not in self.nodes]
+        return [name for node_id, name in self.members.items() if node_id not in self.nodes]
 
     def still_missing(self, names: Sequence[str]) -> list[str]:
         """Return those of ``names``, lost members of the last round, that have not joined again.
@@ -97,8 +102,8 @@ class Table:
         return list(left.values())
 
     def rank_0_gone(self) -> bool:
-        """Return whether the member of rank 0 has left or is lost."""
-        first = next(iter(self._members), None)
+        """Return whether the member of rank 0 of the complete round has left or is lost."""
+        first = next(iter(self.members), None)
         if first is None:
             return False
         candidate = self.nodes.get(first)

@@ -341,7 +341,13 @@ class EtcdClient(ABC):
             )
 
     async def range(
-        self, key: bytes, end: bytes, deadline: float, revision: int = 0, serializable: bool = False
+        self,
+        key: bytes,
+        end: bytes,
+        deadline: float,
+        revision: int = 0,
+        serializable: bool = False,
+        changed_since: int = 0,
     ) -> tuple[list[KeyValue], int]:
         """Return all keys from ``key`` to before ``end`` (empty: ``key`` alone) at one revision, and that revision.
 
@@ -352,11 +358,17 @@ class EtcdClient(ABC):
             revision: the revision to read at; 0 for the newest.
             serializable: let any member answer from its own data, which is cheaper. The answer is sure to be current
                 only if ``revision`` is given: a member that does not have that revision yet is asked again.
+            changed_since: leave out keys that were last written before this revision.
         """
         found: list[KeyValue] = []
         while True:
             request = rpc_pb2.RangeRequest(
-                key=key, range_end=end, limit=self.options.page_size, revision=revision, serializable=serializable
+                key=key,
+                range_end=end,
+                limit=self.options.page_size,
+                revision=revision,
+                serializable=serializable,
+                min_mod_revision=changed_since,
             )
             answer: rpc_pb2.RangeResponse = await self.request(Call.RANGE, request, deadline)
             revision = revision or answer.header.revision
