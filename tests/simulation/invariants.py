@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Invariants", "Past", "Violation"]
 
 
-_SLOW_CLOCK = 0.8
+_FAST_CLOCK = 0.75
 """A clock may run faster than the true one: then a last call is shorter, at least this fraction of what it should be."""
 _JOIN_TIME = 25.0
 """Seconds within which a join must return if no fault happens: a lease may have to end before, and a last call."""
@@ -369,7 +369,7 @@ class Invariants:
     def _check_last_call(self, number: int, size: int) -> None:
         limits, last = self.limits, self.members(number - 1)
         took = asyncio.get_running_loop().time() - (self._all_left_at or 0.0)
-        if size + limits.node_unit > limits.max_nodes or took >= limits.last_call * _SLOW_CLOCK:
+        if size + limits.node_unit > limits.max_nodes or took >= limits.last_call * _FAST_CLOCK:
             return
         returned = [node_id for node_id in last if self._last_round(node_id) == number - 1]
         if len(returned) * 2 <= len(last):
