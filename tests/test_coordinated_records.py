@@ -32,12 +32,14 @@ ROUND = st.integers(0, MAX_ROUND)
 IDS = st.from_regex("[0-9a-f]{16}", fullmatch=True)
 ADDRESS = st.from_regex(r"[^\x00-\x20\x7f]{1,20}", fullmatch=True)
 PID = st.integers(0, 2**63 - 1)
+SECONDS = st.integers(0, 2**31 - 1) | st.floats(0, 1e9, width=32).map(lambda seconds: seconds + 0.125)
 
 SETTINGS = st.builds(
     RunSettings,
     min_nodes=COUNT,
     max_nodes=COUNT,
-    last_call_timeout=st.integers(0, 2**31 - 1) | st.floats(0, 1e9, width=32).map(lambda seconds: seconds + 0.125),
+    last_call_timeout=SECONDS,
+    rejoin_settle_timeout=SECONDS,
     node_unit=COUNT,
     upscale=st.booleans(),
     on_node_loss=st.sampled_from(["reform", "ignore"]),
@@ -173,6 +175,7 @@ def settings_as_json(settings: RunSettings) -> dict[str, object]:
         ("upscale", True),
         ("on_node_loss", "reform"),
         ("rank_policy", "host"),
+        ("rejoin_settle_timeout", 1),
     ):
         if getattr(settings, name) != default:
             values[name] = getattr(settings, name)

@@ -31,12 +31,17 @@ def published(limits: Limits) -> RunSettings:
     return RunSettings(
         limits.min_nodes,
         limits.max_nodes,
-        int(limits.last_call) if limits.last_call == int(limits.last_call) else limits.last_call,
+        _short(limits.last_call),
         limits.node_unit,
         limits.upscale,
         "reform" if limits.reform_on_loss else "ignore",
         limits.rank_policy.value,
+        _short(limits.rejoin_settle),
     )
+
+
+def _short(seconds: float) -> int | float:
+    return int(seconds) if seconds == int(seconds) else seconds
 
 
 class Agreement:

@@ -33,11 +33,13 @@ class RunSettings(Struct, frozen=True, omit_defaults=True, gc=False):
 
     min_nodes: _Number = field(name="min")
     max_nodes: _Number = field(name="max")
-    last_call_timeout: int | float = 30  # not 30.0: msgspec leaves out only the very object that is the default
+    # Not 30.0 and 1.0: msgspec leaves out only the very object that is the default.
+    last_call_timeout: int | float = 30
     node_unit: _Number = 1
     upscale: bool = True
     on_node_loss: _Choice = "reform"
     rank_policy: _Choice = "host"
+    rejoin_settle_timeout: int | float = 1
 
 
 class VersionError(RendezvousStateError):
