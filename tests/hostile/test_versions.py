@@ -34,7 +34,7 @@ def coordinator(run: Run, nodes: list[Member]) -> Member:
 def test_a_node_publishes_its_version_and_settings_and_the_round_record_those_of_the_coordinator():
     async def scenario() -> None:
         run = Run()
-        nodes = run.nodes(2, Limits(1, 2, 5.0, 2, False, False, RankPolicy.STABLE))
+        nodes = run.nodes(2, Limits(1, 2, 5.0, 2, False, False, RankPolicy.STABLE, 0.5))
         await form(nodes, 0)
         kept = [kv.value for key, kv in run.etcd.current.items() if key.startswith(run.keys.nodes)]
         kept.append(run.etcd.current[run.keys.round].value)
@@ -46,6 +46,7 @@ def test_a_node_publishes_its_version_and_settings_and_the_round_record_those_of
             "upscale": False,
             "on_node_loss": "ignore",
             "rank_policy": "stable",
+            "rejoin_settle_timeout": 0.5,
         }
         records = [msgspec.json.decode(value) for value in kept]
         assert [record.get("set") or record["settings"] for record in records] == [settings] * 3

@@ -183,11 +183,11 @@ def create_handler(
         params.min_nodes,
         params.max_nodes,
         config.last_call_timeout(params, Backend.COORDINATED),
-        config.REJOIN_SETTLE_TIMEOUT.read(params),
         config.NODE_UNIT.read(params),
         config.UPSCALE.read(params),
         config.ON_NODE_LOSS.read(params) == "reform",
         RankPolicy(config.RANK_POLICY.read(params)),
+        config.REJOIN_SETTLE_TIMEOUT.read(params),
     )
     interval = config.KEEP_ALIVE_INTERVAL.read(params)
     ttl = interval * config.KEEP_ALIVE_MAX_ATTEMPT.read(params)

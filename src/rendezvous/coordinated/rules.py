@@ -73,12 +73,12 @@ class Limits:
         min_nodes: the minimum number of members of a round.
         max_nodes: the maximum number of members of a round.
         last_call: seconds that a round with enough nodes waits for more.
-        rejoin_settle: seconds without another node after which a round that forms again after another one completes,
-            if more members of that one have returned than were lost.
         node_unit: the world size is a multiple of this number.
         upscale: whether a newcomer is a reason to form a larger round.
         reform_on_loss: whether a lost member is a reason to form the next round.
         rank_policy: how members are ordered into ranks.
+        rejoin_settle: seconds without another node after which a round that forms again after another one completes,
+            if more members of that one have returned than were lost.
 
     Raises:
         ValueError: no multiple of ``node_unit`` is in the range from ``min_nodes`` to ``max_nodes``.
@@ -87,11 +87,11 @@ class Limits:
     min_nodes: int
     max_nodes: int
     last_call: float = 30.0
-    rejoin_settle: float = 1.0
     node_unit: int = 1
     upscale: bool = True
     reform_on_loss: bool = True
     rank_policy: RankPolicy = RankPolicy.HOST
+    rejoin_settle: float = 1.0
 
     def __post_init__(self) -> None:
         if self.max_nodes - self.max_nodes % self.node_unit < self.min_nodes:
