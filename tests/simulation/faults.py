@@ -87,6 +87,10 @@ class Faults:
             self._close_before_roster_of_round_1(request)
         if self._scene.over:
             return
+        if self._world.on_roster is not None and stage == "before":
+            roster = self._world.keys.root + b"roster/"
+            if any(op.request_put.key.startswith(roster) for op in request.success):
+                self._world.on_roster()
         if self._plan.kill_coordinator_at is not None:
             self._kill_coordinator(node, stage, *self._plan.kill_coordinator_at)
         if self._plan.strike_rank_0 is not None and stage == "before" and not self._struck:

@@ -86,6 +86,7 @@ class Restoration:
         down: seconds until it runs again.
         new_cluster_id: whether the restored cluster has another cluster id.
         pushed: whether other programs push the revision beyond the old one before any node sees it.
+        during_roster: whether the snapshot is taken before a roster is written after ``at``, and etcd stops meanwhile.
     """
 
     snapshot_at: float
@@ -93,6 +94,7 @@ class Restoration:
     down: float
     new_cluster_id: bool
     pushed: bool
+    during_roster: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ def _draw_restoration(rng: random.Random) -> Restoration:
         down=rng.choice([0.2, 2.0, 5.0]),
         new_cluster_id=rng.random() < 0.3,
         pushed=rng.random() < 0.5,
+        during_roster=rng.random() < 0.3,
     )
 
 

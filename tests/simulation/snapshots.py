@@ -12,7 +12,7 @@ from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import put_op
 from tests.simulation.etcd import Etcd
 from tests.simulation.invariants import Past
-from tests.simulation.plan import Restoration
+from tests.simulation.plan import FAULTS_END, Restoration
 from tests.simulation.world import World
 
 __all__ = ["Snapshot", "restore", "schedule", "take_snapshot"]
@@ -89,16 +89,29 @@ def schedule(world: World, restoration: Restoration) -> None:
         saved.append(take_snapshot(world))
 
     def stop() -> None:
+        world.on_roster = None
+        if loop.time() > FAULTS_END - restoration.down:
+            return
         world.note("operator", "stops etcd")
         world.conditions.no_leader = True
         # Whoever cannot reach etcd when it is back notices the restoration later.
         world.invariants.faults_until = max(world.invariants.faults_until, loop.time() + restoration.down)
+        loop.call_later(restoration.down, start)
 
     def start() -> None:
         world.note("operator", f"starts etcd again, restored from the snapshot: {restoration}")
         restore(world, saved[0], restoration.new_cluster_id, restoration.pushed)
         world.conditions.no_leader = False
 
-    loop.call_at(restoration.snapshot_at, save)
-    loop.call_at(restoration.at, stop)
-    loop.call_at(restoration.at + restoration.down, start)
+    def save_and_stop() -> None:
+        """Save before the first part of a roster, and stop before the second."""
+        if saved:
+            stop()
+        else:
+            save()
+
+    if restoration.during_roster:
+        loop.call_at(restoration.at, setattr, world, "on_roster", save_and_stop)
+    else:
+        loop.call_at(restoration.snapshot_at, save)
+        loop.call_at(restoration.at, stop)

@@ -102,6 +102,7 @@ class World:
         hook: see :data:`RequestHook`.
         limits_of: returns the configuration of the rules on a host.
         on_start: called with each node that starts.
+        on_roster: called before each write of a part of a roster; None if nobody wants to know.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class World:
         self.nodes: list[Node] = []
         self.hook: RequestHook = lambda node, stage, call, request: None
         self.limits_of: Callable[[int], Limits] = lambda host: limits
+        self.on_roster: Callable[[], None] | None = None
         self.on_start: Callable[[Node], None] = lambda node: None
         self.invariants = Invariants(
             self.keys, limits, self.etcd, self.nodes, lambda text: self.note("test", text.upper())
