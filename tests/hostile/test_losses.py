@@ -222,3 +222,22 @@ def test_a_coordinator_goes_on_soon_after_a_damaged_record_is_deleted():
         assert {(place.round, place.world_size) for place, _ in places} == {(2, 2)}  # above the one that was deleted
 
     simulated(scenario())
+
+
+def test_a_spare_looks_for_its_rank_again_if_a_round_number_is_used_again():
+    async def scenario() -> None:
+        run = Run()
+        nodes = run.nodes(3, Limits(2, 2))
+        await form(nodes[:2], 0)
+        spare = join(nodes[2])
+        await until(lambda: nodes[2].state is State.STANDING_BY, "the third node is a spare")
+        left = kill_coordinator(run, nodes)
+        left.remove(nodes[2])
+        end_run_lease(run)
+        for node in nodes:
+            node.view.last_record = None  # as for nodes that have joined since then
+        await until(lambda: left[0].num_nodes_waiting(), "the member is told to leave the round")
+        places = await asyncio.gather(join(left[0]), spare)
+        assert sorted(place.rank for place, _ in places) == [0, 1]
+
+    simulated(scenario())

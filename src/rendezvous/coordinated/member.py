@@ -73,6 +73,7 @@ class Member:
         self._restorations = client.history.restorations
         self._deadline = 0.0
         self._looked_up = -1
+        self._looked_at = ""  # the attempt id of that roster
         self._assignment: Assignment | None = None
         self._last_attempt = ""
         self._member_id: int | None = None  # the node's id in the last round
@@ -270,7 +271,10 @@ class Member:
             record = view.record
             stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
             last_round, returned = self._node.last_round, self.node_id == self._member_id
-            step, reason = rules.follow(record, self._looked_up, last_round, stands_by, closed, late, returned)
+            # A number may come again, with another roster, if nobody was left who knew the lost round record.
+            again = record is not None and record.attempt not in ("", self._looked_at)
+            looked_up = last_round if again else self._looked_up
+            step, reason = rules.follow(record, looked_up, last_round, stands_by, closed, late, returned)
             logger.debug("node %s: %s: %s", self._node.name, step.name, reason)
             if step is Step.LOOK_UP:
                 assert record is not None
@@ -314,7 +318,7 @@ class Member:
         deadline = max(self._deadline, asyncio.get_running_loop().time() + 1.0)
         assert session is not None
         place = await find_rank(self._client, self._keys, record, revision, session.lease, deadline)
-        self._looked_up = record.round
+        self._looked_up, self._looked_at = record.round, record.attempt
         if place is None or not session.alive:
             return None
         return Assignment(record.round, *place, 0, self._view.run_lease, record.attempt, record.first)
