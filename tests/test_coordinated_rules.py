@@ -169,20 +169,22 @@ def test_members_of_the_last_round_are_preferred_then_earlier_arrivals():
     assert chosen(nodes, 7, Limits(2, 2, node_unit=2)) == ["b", "d"]
 
 
-COMPLETE = RoundRecord(3, Phase.COMPLETE, world_size=4)
+THIS, OTHER = "a" * 16, "b" * 16
+COMPLETE = RoundRecord(3, Phase.COMPLETE, attempt=THIS, world_size=4)
 
 
-SPARES = RoundRecord(3, Phase.COMPLETE, world_size=4, spares=1)
+SPARES = RoundRecord(3, Phase.COMPLETE, attempt=THIS, world_size=4, spares=1)
+FORMING = RoundRecord(4, Phase.FORMING)
 PASSED = "the join timeout has passed"
 
 
 @pytest.mark.parametrize(
     ("record", "looked_up", "last", "stands_by", "closed", "late", "step", "reason"),
     [
-        (None, -1, -1, False, True, False, Step.ERROR_CLOSED, "the rendezvous is closed"),
+        (None, "", -1, False, True, False, Step.ERROR_CLOSED, "the rendezvous is closed"),
         (
             COMPLETE,
-            3,
+            THIS,
             -1,
             True,
             True,
@@ -191,16 +193,28 @@ PASSED = "the join timeout has passed"
             "the rendezvous was closed while the node was a spare",
         ),
         # Even if it is late: it may be a member.
-        (COMPLETE, 2, 2, False, False, True, Step.LOOK_UP, "round 3 is complete"),
-        (COMPLETE, 3, 2, False, False, False, Step.WAIT, "round 3 has not ended"),
-        (COMPLETE, 3, 2, False, False, True, Step.ERROR_TIMEOUT, PASSED),
-        (SPARES, 3, -1, False, False, True, Step.STAND_BY, "round 3 has no room for the node"),
+        (COMPLETE, OTHER, 2, False, False, True, Step.LOOK_UP, "round 3 is complete"),
+        # The node has looked in the roster of another round with this number.
+        (SPARES, OTHER, -1, True, False, False, Step.LOOK_UP, "round 3 is complete"),
+        (COMPLETE, OTHER, 3, False, False, False, Step.WAIT, "round 3 has not ended"),
+        (COMPLETE, THIS, 2, False, False, False, Step.WAIT, "round 3 has not ended"),
+        (COMPLETE, THIS, 2, False, False, True, Step.ERROR_TIMEOUT, PASSED),
+        (SPARES, THIS, -1, False, False, True, Step.STAND_BY, "round 3 has no room for the node"),
         # The node was a member and has left: the spares are other nodes.
-        (SPARES, 3, 3, False, False, False, Step.WAIT, "round 3 has not ended"),
-        (RoundRecord(4, Phase.FORMING), 3, 3, True, False, False, Step.WAIT, "round 4: 0 of at least 0 nodes joined"),
-        (RoundRecord(4, Phase.LAST_CALL), 3, 3, False, False, True, Step.ERROR_TIMEOUT, PASSED),
-        (None, -1, -1, False, False, True, Step.ERROR_TIMEOUT, PASSED),
-        (None, -1, -1, False, False, False, Step.WAIT, "no round has begun"),
+        (SPARES, THIS, 3, False, False, False, Step.WAIT, "round 3 has not ended"),
+        (
+            RoundRecord(4, Phase.FORMING),
+            THIS,
+            3,
+            True,
+            False,
+            False,
+            Step.WAIT,
+            "round 4: 0 of at least 0 nodes joined",
+        ),
+        (RoundRecord(4, Phase.LAST_CALL), THIS, 3, False, False, True, Step.ERROR_TIMEOUT, PASSED),
+        (None, "", -1, False, False, True, Step.ERROR_TIMEOUT, PASSED),
+        (None, "", -1, False, False, False, Step.WAIT, "no round has begun"),
     ],
 )
 def test_the_next_step_of_a_node(record, looked_up, last, stands_by, closed, late, step, reason):
@@ -208,7 +222,7 @@ def test_the_next_step_of_a_node(record, looked_up, last, stands_by, closed, lat
 
 
 def test_a_node_that_left_a_round_and_has_a_new_lease_is_a_newcomer():
-    step, _ = rules.follow(SPARES, 3, 3, stands_by=False, closed=False, late=True, returned=False)
+    step, _ = rules.follow(SPARES, THIS, 3, stands_by=False, closed=False, late=True, returned=False)
     assert step is Step.STAND_BY
 
 
@@ -238,7 +252,7 @@ def test_names_and_errors_from_etcd_are_escaped_in_messages():
     forming = RoundRecord(4, Phase.FORMING, missing=(foreign, foreign), missing_count=2)
     assert rules.progress(forming, 1).endswith(f"missing since round 3: {shown}, {shown}")
     record = RoundRecord(3, Phase.COMPLETE, world_size=4, error=foreign)
-    assert rules.follow(record, -1, -1, False, False, False)[1].endswith(f"not known: {shown}")
+    assert rules.follow(record, "", -1, False, False, False)[1].endswith(f"not known: {shown}")
 
 
 def test_the_interval_between_records_grows_with_the_number_of_watchers():

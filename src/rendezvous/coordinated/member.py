@@ -72,8 +72,7 @@ class Member:
         self._restored = False
         self._restorations = client.history.restorations
         self._deadline = 0.0
-        self._looked_up = -1
-        self._looked_at = ""  # the attempt id of that roster
+        self._looked_up = ""
         self._assignment: Assignment | None = None
         self._last_attempt = ""
         self._member_id: int | None = None  # the node's id in the last round
@@ -252,8 +251,7 @@ class Member:
             self._session = await Session.open(
                 self._client, settings.ttl, settings.interval, self._on_loss, self._random, deadline
             )
-            # The rosters were searched for another node id.
-            self._looked_up = self._node.last_round
+            self._looked_up = ""  # the rosters were searched for another node id
 
     async def _follow(self, timeout: float) -> Assignment | None:
         """Return what the node gets from a round; None if it must enter again: its lease ended, or it skips a round."""
@@ -271,10 +269,7 @@ class Member:
             record = view.record
             stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
             last_round, returned = self._node.last_round, self.node_id == self._member_id
-            # A number may come again, with another roster, if nobody was left who knew the lost round record.
-            again = record is not None and record.attempt not in ("", self._looked_at)
-            looked_up = last_round if again else self._looked_up
-            step, reason = rules.follow(record, looked_up, last_round, stands_by, closed, late, returned)
+            step, reason = rules.follow(record, self._looked_up, last_round, stands_by, closed, late, returned)
             logger.debug("node %s: %s: %s", self._node.name, step.name, reason)
             if step is Step.LOOK_UP:
                 assert record is not None
@@ -286,7 +281,6 @@ class Member:
                 assert record is not None
                 logger.warning("node %s waits for the next round: %s", self._node.name, reason)
                 self._node = msgspec.structs.replace(self._node, last_round=record.round, last_rank=-1)
-                self._looked_up = record.round
                 return None
             self._raise_final(step, reason, timeout)
             if (step is Step.STAND_BY) != stands_by:
@@ -318,7 +312,7 @@ class Member:
         deadline = max(self._deadline, asyncio.get_running_loop().time() + 1.0)
         assert session is not None
         place = await find_rank(self._client, self._keys, record, revision, session.lease, deadline)
-        self._looked_up, self._looked_at = record.round, record.attempt
+        self._looked_up = record.attempt
         if place is None or not session.alive:
             return None
         return Assignment(record.round, *place, 0, self._view.run_lease, record.attempt, record.first)

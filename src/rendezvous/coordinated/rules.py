@@ -353,7 +353,7 @@ class Step(Enum):
 
 def follow(
     record: RoundRecord | None,
-    looked_up: int,
+    looked_up: str,
     last_round: int,
     stands_by: bool,
     closed: bool,
@@ -364,7 +364,8 @@ def follow(
 
     Args:
         record: the last round record that the node received.
-        looked_up: the last complete round in whose roster the node has looked for its rank; -1 if there is none.
+        looked_up: the attempt id of the last complete round in whose roster the node has looked for its rank; empty if
+            there is none. The number does not tell: it may be used again if etcd was restored from a snapshot.
         last_round: the last round of which the node was a member; -1 if there is none.
         stands_by: whether the node is a spare, so that its join timeout does not run.
         closed: whether the rendezvous is closed.
@@ -378,7 +379,7 @@ def follow(
         return Step.ERROR_CLOSED, "the rendezvous is closed"
     if record is not None and record.complete and record.error and record.round > last_round:
         return Step.SKIP, f"the members of round {record.round} are not known: {escaped(record.error, _ERROR_LENGTH)}"
-    if record is not None and record.complete and record.round > looked_up:
+    if record is not None and record.complete and record.round > last_round and record.attempt != looked_up:
         return Step.LOOK_UP, f"round {record.round} is complete"
     member = returned and record is not None and record.round == last_round
     if record is not None and record.complete and record.spares and not member:
