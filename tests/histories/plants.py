@@ -34,6 +34,16 @@ def sets_without_idempotency_keys() -> None:
     AsyncEtcdStore.multi_set = multi_set  # type: ignore[method-assign]
 
 
+def idempotency_keys_of_changes_only() -> None:
+    """A change that was reported as not made is made by a request that etcd applies late."""
+    put = IdempotencyKey.put
+
+    def put_elsewhere(self: IdempotencyKey, lease: int, made: bool = True) -> Any:
+        return put(self if made else IdempotencyKey(self.key + b"/not-made", self.number), lease, made)
+
+    IdempotencyKey.put = put_elsewhere  # type: ignore[method-assign]
+
+
 def stale_reads() -> None:
     """Reads do not see what other stores have written since this one got its last answer."""
     send = Requests.send
@@ -62,5 +72,11 @@ def lost_writes() -> None:
 
 PLANTS: dict[str, Callable[[], None]] = {
     plant.__name__.replace("_", " "): plant
-    for plant in (without_idempotency_keys, sets_without_idempotency_keys, stale_reads, lost_writes)
+    for plant in (
+        without_idempotency_keys,
+        sets_without_idempotency_keys,
+        idempotency_keys_of_changes_only,
+        stale_reads,
+        lost_writes,
+    )
 }

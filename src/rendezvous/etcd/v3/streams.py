@@ -98,13 +98,17 @@ class Stream(ABC, Generic[_Request, _Answer]):
 
     async def close(self) -> None:
         """Close the stream for good."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         self._broken(EtcdError("the client is closed"))
 
     async def _run(self) -> None:
-        while self._needed():
+        # If a connection fails just when the task is cancelled, gRPC raises its own error instead of the cancellation.
+        # Two tasks would answer for one another's requests.
+        task = asyncio.current_task()
+        while self._task is task and self._needed():
             endpoint = self._endpoint = self._endpoints.current
             try:
                 self._user = await self._endpoints.metadata(_AUTHENTICATION_TIMEOUT)
@@ -114,7 +118,8 @@ class Stream(ABC, Generic[_Request, _Answer]):
                 finally:
                     call.cancel()
             except EtcdError as exc:
-                self._fail(exc)
+                if self._task is task:
+                    self._fail(exc)
             except Exception as exc:
                 # Whatever it is, those who depend on the stream must not lose it for good.
                 logger.exception("the stream of %s to etcd at %s failed; trying again", self.PURPOSE, endpoint.target)
