@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14 python3.15
 WHEEL_TESTS ?= tests --ignore=tests/torchrun --ignore=tests/test_distribution.py
 
-# Most tests wait: those of tests/etcd use a processor for a twentieth of their time. Fewer go side by side where many
+# Most tests wait: those of tests/etcd use a processor for less than a tenth of their time. Fewer go side by side where many
 # processes compute: torchrun's agents and their workers, histories, the soak. worksteal: a worker begins with neighbours,
 # which share their servers.
 SIDE_BY_SIDE ?= -n 8 --dist worksteal
