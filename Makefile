@@ -22,7 +22,7 @@ SOURCES := pyproject.toml setup.py $(wildcard src/_core/*.pyx src/_core/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo etcd test lint test-dist test-compiled test-pure test-asan test-etcds test-lowest test-netns \
+.PHONY: help demo etcd test lint test-dist test-compiled test-pure asan test-asan fuzz test-etcds test-lowest test-netns \
         test-pythons porcupine histories soak chaos spec messages transcripts mutants wheels bench bench-full clean settings
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make test-compiled its second part: the other tests, with the compiled core'
 	@echo 'make test-pure     its third part: the tests that depend on the core, with the pure-Python twin'
 	@echo 'make test-asan     the tests of the compiled core, built with AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make fuzz          fuzz the decoders and what is done with what they read, with that build, FUZZ_SECONDS for each target'
 	@echo 'make test-etcds    what depends on the server, on each etcd release (needs what make etcd needs)'
 	@echo 'make test-pythons  what depends on the version of Python, on each of PYTHONS that is there'
 	@echo 'make test-netns    the benchmark on a cluster, with network namespaces as hosts (needs root and iproute2)'
@@ -134,13 +135,30 @@ ASAN_FLAGS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-s
 ASAN_RUN   := LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
               UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN)/lib $(BIN)/python
 
-test-asan: $(VENV)/.built-dev
+asan: $(VENV)/.built-dev
 	rm -rf $(ASAN)
 	CC='$(CC)' CFLAGS='$(ASAN_FLAGS)' LDFLAGS='$(ASAN_FLAGS)' RENDEZVOUS_REQUIRE_EXTENSIONS=1 $(BIN)/python setup.py -q \
 	  build_py --build-lib $(ASAN)/lib \
 	  build_ext --build-lib $(ASAN)/lib --build-temp $(ASAN)/temp --cython-c-in-temp
 	$(ASAN_RUN) -c 'from rendezvous._core import _state_c; assert _state_c.__file__.startswith("$(ASAN)"), _state_c'
+
+test-asan: asan
 	$(ASAN_RUN) -m pytest -q --require-all --capture=sys -k 'not pure' $(addprefix tests/test_,state.py state_bytes.py roster.py swap.py)
+
+# Fuzzing with that build. libFuzzer's coverage functions must come before libasan's, which are empty: see
+# tests/fuzz/libfuzzer_symbols.c. A stack for each allocation, or a large quarantine, would make it several times slower.
+FUZZ_SECONDS ?= 60
+FUZZ_LANES   ?= $(shell nproc)
+FUZZ_OPTIONS := detect_leaks=0:verify_asan_link_order=0:malloc_context_size=0:quarantine_size_mb=1:thread_local_quarantine_size_kb=64
+FUZZ_SYMBOLS := $(abspath build/fuzz)/libfuzzer_symbols.so
+
+fuzz: asan
+	mkdir -p $(dir $(FUZZ_SYMBOLS))
+	$(CC) -shared -fPIC -O1 -o $(FUZZ_SYMBOLS) tests/fuzz/libfuzzer_symbols.c \
+	  -DLIBFUZZER="\"$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("atheris.core_with_libfuzzer").origin)')\""
+	LD_PRELOAD="$(FUZZ_SYMBOLS) $$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=$(FUZZ_OPTIONS):max_allocation_size_mb=128 \
+	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN)/lib \
+	  $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --lanes $(FUZZ_LANES)
 
 # What depends on the server, on each release but the newest, on which `make test` runs. The tests of the v2 API are left
 # out on 3.6 and later, which do not serve it, and on the newest that does, on which `make test` runs them.

@@ -30,7 +30,7 @@ COUNT = st.integers(0, 2**31 - 1)
 NODES = st.integers(0, 131072)
 ROUND = st.integers(0, MAX_ROUND)
 IDS = st.from_regex("[0-9a-f]{16}", fullmatch=True)
-ADDRESS = st.from_regex(r"[^\x00-\x20\x7f]{1,20}", fullmatch=True)
+ADDRESS = st.from_regex(r"[^\x00-\x20\x7f-\x9f]{1,20}", fullmatch=True)
 PID = st.integers(0, 2**63 - 1)
 SECONDS = st.integers(0, 2**31 - 1) | st.floats(0, 1e9, width=32).map(lambda seconds: seconds + 0.125)
 

@@ -297,6 +297,13 @@ def test_no_text_means_that_no_state_exists():
             f'{{"status": "setup", "version": -{"1" * 99}}}',
             rf"must be a decimal number, not '-{'1' * 59}'\.\.\. \(100 characters\)$",
         ),
+        (json.dumps(joinable(0, version="9" * 5000)), "must be a decimal number"),
+        (json.dumps(joinable("0")), "'participants' .* must contain values of type int, not str"),
+        (
+            json.dumps({**frozen(1), "keep_alives": [["x"]]}),
+            "'keep_alives' .* must contain values of type str",
+        ),
+        (json.dumps(final(1, waiting=-5)), "'num_workers_waiting' .* must be from 0 to 2147483647, not '-5'"),
     ],
 )
 def test_text_that_is_not_a_state_is_refused(text, reason):

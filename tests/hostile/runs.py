@@ -30,12 +30,17 @@ class Run:
     """Nodes on a simulated etcd, and somebody else who writes there too."""
 
     def __init__(self) -> None:
-        self.etcd, self.keys = Etcd(), Keys("/p", "run")
+        self.etcd, self.keys = Etcd(self._check_write), Keys("/p", "run")
         self.links: list[Link] = []
+
+    def _check_write(self, writer: Any, keys: list[bytes]) -> None:
+        """Check that no node writes a round record that others cannot read."""
+        if writer is not None and self.keys.round in keys and self.keys.round in self.etcd.current:
+            self.record()
 
     def node(self, number: int, limits: Limits, options: Options = Options()) -> Member:  # noqa: B008
         rng = random.Random(number)
-        self.links.append(Link(self.etcd, Conditions(latency=0.01), None, rng))
+        self.links.append(Link(self.etcd, Conditions(latency=0.01), number, rng))
         settings = Settings("run", limits, 1.0, 3, options)
         return Member(self.links[-1], self.keys, NodeRecord(f"node-{number}", number, 0), settings, rng)
 

@@ -20,7 +20,7 @@ from rendezvous.coordinated import roster, rules
 from rendezvous.coordinated.agreement import Agreement
 from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys, Phase, RoundRecord, new_id, printable
+from rendezvous.coordinated.records import MAX_ROUND, Keys, Phase, RoundRecord, new_id, printable
 from rendezvous.coordinated.retry import Retry
 from rendezvous.coordinated.rules import Counts, LastCall, Move
 from rendezvous.coordinated.table import Table
@@ -257,7 +257,7 @@ class Coordinator:
         self._writer.run_lease = lease if renewed else await self._client.grant(self._options.run_ttl, deadline)
         self._renewed_at = asyncio.get_running_loop().time()
         if not renewed and self._writer.record is not None:
-            await self._writer.put_record(self._writer.record)
+            await self._put_record(self._writer.record)
 
     # Deciding.
 
@@ -278,9 +278,8 @@ class Coordinator:
         """Do what the rules decide; return the seconds after which they must decide again, if nothing changes."""
         clock = asyncio.get_running_loop().time
         counts = self._table.counts(self._closed)
-        if not counts.complete and self._table.highest >= self._table.number:
-            self._table.open(self._table.highest + 1, {})  # a node was in a round that this coordinator does not know
-            self._dirty = True
+        if not (counts.complete or counts.closed) and self._table.highest >= self._table.number:
+            await self._open(self._table.highest + 1, {})  # a node was in a round that this coordinator does not know
             return 0.0
         decision = rules.coordinate(counts, self._limits, self._last_call())
         if decision.move is not Move.WAIT:
@@ -309,8 +308,7 @@ class Coordinator:
             assert self._writer.record is not None  # the record that completed the round
             self._previous = self._writer.record.attempt
             number = max(self._table.number, self._table.highest) + 1
-            self._table.open(number, {} if self._error else self._table.members)
-            self._dirty = True
+            await self._open(number, {} if self._error else self._table.members)
         elif move is Move.BEGIN_LAST_CALL:
             self._last_call_began = asyncio.get_running_loop().time()
             self._dirty = True
@@ -329,6 +327,14 @@ class Coordinator:
             self._confirmed = joined
         else:
             self._joined_at = asyncio.get_running_loop().time()
+
+    async def _open(self, number: int, before: dict[int, str]) -> None:
+        """Open round ``number``. If no record can have that number, close the run: another program wrote the last."""
+        if number > MAX_ROUND and not self._closed:
+            await self._writer.close(f"names round {number - 1}, the last there can be")
+            self.close()
+        self._table.open(number, before)
+        self._dirty = True
 
     async def _publish(self, counts: Counts) -> float:
         """Publish the round record if it has changed; return the seconds until it may be published again."""

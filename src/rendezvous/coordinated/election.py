@@ -93,8 +93,10 @@ class Election:
         current, lease = view.coordinator, session.lease if session is not None else None
         if self._term is not None:
             if current != self._term.fence or self._term.fence.node_id != lease:
-                # If another program overwrote the key of this coordinator, the node takes it back.
-                self._overwritten = view.foreign_coordinator
+                # If another program overwrote the key of this coordinator, the node takes it back. No node overwrites
+                # the key of another, and a key that is overwritten keeps its create revision.
+                overwritten = current is None or current.revision == self._term.fence.revision
+                self._overwritten = view.coordinator_revision if overwritten else 0
                 self.step_down()
             elif view.closed is not None:
                 self._term.coordinator.close()
@@ -102,11 +104,11 @@ class Election:
                 self._term.coordinator.notice_loss(view.record_lost)
         if lease is None or view.closed is not None:
             return
-        if current is None:
+        if self._may_write():
             idle = self._campaign is None or self._campaign.done()
-            if view.synced and idle and self._may_write():
+            if view.synced and idle:
                 self._campaign = asyncio.get_running_loop().create_task(self._run_campaign())
-        elif current.node_id == lease and self._term is None:
+        elif current is not None and current.node_id == lease and self._term is None:
             coordinator = Coordinator(
                 self._client,
                 self._keys,
@@ -121,8 +123,8 @@ class Election:
             self._term = _Term(current, coordinator, task)
 
     def _may_write(self) -> bool:
-        """Return whether there is no foreign key, or only one that overwrote the key of this coordinator."""
-        return self._view.foreign_coordinator in (0, self._overwritten)
+        """Return whether there is no coordinator, or only a record that overwrote the key of this coordinator."""
+        return self._view.coordinator_revision in (0, self._overwritten)
 
     def step_down(self) -> None:
         """Stop the coordinator if it runs in this node."""
@@ -150,11 +152,9 @@ class Election:
         while True:
             await asyncio.sleep(self._delay())
             session = self._session()
-            if self._view.coordinator is not None or self._view.closed is not None or session is None:
+            if not self._may_write() or self._view.closed is not None or session is None:
                 return
-            if not self._may_write():
-                return
-            operation = campaign_op(self._keys, session.lease, self._random, self._view.foreign_coordinator)
+            operation = campaign_op(self._keys, session.lease, self._random, self._view.coordinator_revision)
             known = self._view.known()
             try:
                 answer = await self._client.txn([], [operation, read], deadline=clock() + self._ttl)

@@ -20,7 +20,6 @@ from rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
     RendezvousGracefulExitError,
-    RendezvousStateError,
     RendezvousTimeoutError,
 )
 from rendezvous.coordinated import rules
@@ -36,6 +35,7 @@ from rendezvous.coordinated.run_lease import RunLease
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.tracking import Tracker
+from rendezvous.coordinated.verification import Verifier
 from rendezvous.coordinated.versions import VersionError
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient
@@ -256,16 +256,12 @@ class Member:
     async def _follow(self, timeout: float) -> Assignment | None:
         """Return what the node gets from a round; None if it must enter again: its lease ended, or it skips a round."""
         clock, view = asyncio.get_running_loop().time, self._view
-        suspect = 0.0
+        options, node_id = self._settings.options, self.node_id or 0
+        verifier = Verifier(self._client, self._keys, view, options, timeout / 2, node_id)
         while self.node_id is not None:
             if view.error is not None:
-                # The coordinator may overwrite a foreign record: wait for a moment.
-                suspect = suspect or clock()
-                if clock() >= suspect + self._settings.options.retry_delay:
-                    raise RendezvousStateError(f"Node {self._node.name} cannot join: {view.error}.")
-                await view.change(suspect + self._settings.options.retry_delay - clock())
+                await verifier.wait_for_repair(self._node.name)
                 continue
-            suspect = 0.0
             record = view.record
             stands_by, closed, late = self.state is State.STANDING_BY, view.closed is not None, clock() > self._deadline
             last_round, returned = self._node.last_round, self.node_id == self._member_id
@@ -285,7 +281,9 @@ class Member:
             self._raise_final(step, reason, timeout)
             if (step is Step.STAND_BY) != stands_by:
                 self._lifecycle.become(State.WAITING if stands_by else State.STANDING_BY)
-            await view.change(self._deadline - clock() + 0.001)
+            await view.change(min(self._deadline, verifier.due) - clock() + 0.001)
+            if clock() >= verifier.due and not await verifier.check(self._session, self._node, self._deadline):
+                return None
             if step is Step.STAND_BY:
                 # Each update that a spare receives, whatever it says, restarts its join timeout.
                 self._deadline = clock() + timeout

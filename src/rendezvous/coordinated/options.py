@@ -21,6 +21,8 @@ class Options:
         campaign_delay: seconds of the jittered delay before a campaign, in addition to the time over which those of all
             nodes are spread.
         leave_timeout: seconds within which a node that fails to join must revoke its lease.
+        check_delay: seconds after which a node that still waits checks what it relies on, or up to half of that
+            earlier; each further check comes after twice as long.
         inline_nodes: up to this number of members the roster is part of the round record: a few KiB in one record
             instead of one request by each node.
         shard_nodes: how many members a shard of a larger roster has.
@@ -36,6 +38,7 @@ class Options:
     max_retry_delay: float = 10.0
     campaign_delay: float = 0.1
     leave_timeout: float = 5.0
+    check_delay: float = 5.0
     inline_nodes: int = 1024
     shard_nodes: int = 128
     operations: int = 100

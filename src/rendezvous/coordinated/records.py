@@ -47,6 +47,7 @@ __all__ = [
     "Closed",
     "CoordinatorRecord",
     "Keys",
+    "NodeName",
     "NodeRecord",
     "Phase",
     "RoundRecord",
@@ -71,8 +72,10 @@ _Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
 _Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
 _Nodes = Annotated[int, Meta(ge=0, le=MAX_NODES)]
 _Text = Annotated[str, Meta(max_length=1024)]
-_Address = Annotated[str, Meta(max_length=1024, pattern=r"\A[^\x00-\x20\x7f]+\Z")]  # no spaces, no control characters
-_NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
+_Address = Annotated[
+    str, Meta(max_length=1024, pattern=r"\A[^\x00-\x20\x7f-\x9f]+\Z")
+]  # no spaces or control characters
+NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
 _Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 _OptionalId = Annotated[str, Meta(pattern=r"\A([0-9a-f]{16})?\Z")]
 _Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -296,10 +299,10 @@ class RoundRecord(Struct, frozen=True, omit_defaults=True):
     missing_count: _Count = 0
     roster: Annotated[bytes, Meta(max_length=2**21)] | None = None
     rank_0_gone: bool = field(default=False, name="headless")
-    missing: Annotated[tuple[_NodeName, ...], Meta(max_length=1024)] = ()
+    missing: Annotated[tuple[NodeName, ...], Meta(max_length=1024)] = ()
     error: _Text = ""
     settings: RunSettings | None = None
-    by: _NodeName = ""
+    by: NodeName = ""
     version: _Version = field(default_factory=_first_version)
 
     @property
@@ -362,7 +365,7 @@ class Closed(Struct, frozen=True):
     """Why the rendezvous is closed, and the name of the node that closed it."""
 
     reason: str
-    by: _NodeName
+    by: NodeName
 
     @classmethod
     def of(cls, reason: str, node: NodeRecord) -> Closed:

@@ -13,7 +13,7 @@ import msgspec
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys, RoundRecord, printable
+from rendezvous.coordinated.records import Keys, NodeName, RoundRecord, printable
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.operations import KeyValue, Operation, prefix_end, put_op
@@ -23,7 +23,7 @@ __all__ = ["find_rank", "put_ops", "read_members", "shards_of"]
 logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
-_decode_names = msgspec.json.Decoder(list[str]).decode
+_decode_names = msgspec.json.Decoder(list[NodeName]).decode
 
 
 def shards_of(members: list[int], options: Options) -> list[bytes]:

@@ -85,10 +85,9 @@ class View:
         return 0 if self.record is not None else self._revisions.get(self._keys.round, 0)
 
     @property
-    def foreign_coordinator(self) -> int:
-        """The revision of ``ctl/coordinator`` if another program wrote the key; otherwise 0."""
-        key = self._keys.coordinator
-        return self._revisions[key] if key in self._present and self.coordinator is None else 0
+    def coordinator_revision(self) -> int:
+        """The newest known revision of ``ctl/coordinator``, whoever wrote it; 0 if the key does not exist."""
+        return self._revisions[self._keys.coordinator] if self._keys.coordinator in self._present else 0
 
     @property
     def error(self) -> RendezvousStateError | None:
@@ -179,7 +178,7 @@ class View:
                 self._set_bootstrap(kv)
             elif key == self._keys.closed:
                 self.closed_lease = 0 if kv is None else kv.lease
-                self.closed = None if kv is None else Closed.decode(key, kv.value)
+                self.closed = None if kv is None else _read_closed(kv)
         except RendezvousStateError as exc:
             logger.error("%s", exc)
             self._errors[key] = exc
@@ -210,6 +209,15 @@ class View:
         finally:
             timer.cancel()
             self._waiters.pop(waiter, None)
+
+
+def _read_closed(kv: KeyValue) -> Closed:
+    """Return who closed the rendezvous, and why. The key closes it, whatever it contains."""
+    try:
+        return Closed.decode(kv.key, kv.value)
+    except RendezvousStateError as exc:
+        logger.error("%s; the rendezvous is closed", exc)
+        return Closed(str(exc), "another program")
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -9,17 +9,20 @@ the same request may have been applied. The answer therefore contains what is st
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 
 from msgspec import Raw
 
-from rendezvous.coordinated.records import Keys, RoundRecord
+from rendezvous.coordinated.records import Closed, Keys, RoundRecord, printable
 from rendezvous.coordinated.versions import unknown_fields, with_fields
 from rendezvous.coordinated.view import CurrentCoordinator, older_key
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.operations import KeyValue, Operation, absent, compare, get_op, put_op
 
 __all__ = ["ClosedError", "DeposedError", "OutdatedError", "Writer", "batches"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 1 << 20  # of the operations in one transaction; by default etcd accepts 1.5 MiB
 
@@ -154,6 +157,13 @@ class Writer:
             )
             if not answer.succeeded:
                 self._check(answer.responses[0].response_range.kvs)
+
+    async def close(self, problem: str) -> None:
+        """Close the run, because of a ``problem`` with what the round record says. Raises DeposedError."""
+        reason = f"the etcd key '{printable(self._keys.round)}', or the key of a node, {problem}"
+        logger.error("%s; the rendezvous is closed", reason)
+        closed = Closed(reason, f"node {self._coordinator.node_id:016x}")
+        await self.write([put_op(self._keys.closed, closed.encode(), self.run_lease)])
 
     def _check(self, found: Sequence[KeyValue]) -> None:
         """Raise DeposedError if the coordinator's key is not the one that this node created."""

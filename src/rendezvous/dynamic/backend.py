@@ -32,6 +32,11 @@ class RendezvousBackend(ABC):
     def name(self) -> str:
         """The name of the backend."""
 
+    @property
+    def place(self) -> str:
+        """Where the state is stored, for messages."""
+        return f"the backend '{self.name}'"
+
     @abstractmethod
     def get_state(self) -> tuple[bytes, Token] | None:
         """Return the state and its fencing token, or None if no state exists.

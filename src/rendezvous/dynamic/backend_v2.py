@@ -53,6 +53,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
         """See :attr:`RendezvousBackend.name`."""
         return "etcd-v2"
 
+    @property
+    def place(self) -> str:
+        """See :attr:`RendezvousBackend.place`."""
+        return f"the etcd key '{self._key}'"
+
     def get_state(self) -> tuple[bytes, Token] | None:
         """See :meth:`RendezvousBackend.get_state`."""
         known = self._index  # taken before the request: with two threads, the older response may arrive last

@@ -60,6 +60,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
         """See :attr:`RendezvousBackend.name`."""
         return "etcd-v3"
 
+    @property
+    def place(self) -> str:
+        """See :attr:`RendezvousBackend.place`."""
+        return f"the etcd key '{self._key.decode()}'"
+
     def get_state(self) -> tuple[bytes, Token] | None:
         """See :meth:`RendezvousBackend.get_state`."""
         return background.run(self._get())

@@ -151,7 +151,10 @@ class SharedState:
         self._no_expiry_before = int(time.time() * 1000) + self._limits.expiry
 
     def _load(self, data: bytes | None, now: int) -> State:
-        state = State() if data is None else State.decode(data)
+        try:
+            state = State() if data is None else State.decode(data)
+        except RendezvousStateError as exc:
+            raise RendezvousStateError(f"{self._backend.place} contains something else than a state: {exc}") from None
         if now < self._no_expiry_before:
             return state
         for node in rules.expire(state, self._node, self._limits, now):

@@ -23,6 +23,7 @@ from rendezvous.etcd.v2.client import etcd_module, key_path, retry, translate_er
 from rendezvous.etcd.v2.store import EtcdStore
 from rendezvous.legacy import lease, rules
 from rendezvous.legacy.rules import Action, Decision, State
+from rendezvous.utils import quoted
 
 __all__ = ["REQUEST_TIMEOUT", "Directory", "View"]
 
@@ -334,10 +335,20 @@ class Directory:
 
         def change(text: str | None, doubt: bool) -> tuple[str, None]:
             # If etcd has deleted the counter, a new round must still not get the number of an earlier one.
-            return str(max(int(text or 0), self._last_version) + 1), None
+            return str(max(self._counter(text), self._last_version) + 1), None
 
         response, _ = self.change(self.counter_path, change, deadline)
         return str(response.value)
+
+    def _counter(self, text: str | None) -> int:
+        if not text:
+            return 0
+        if not rules.is_version(text):
+            raise RendezvousStateError(
+                f"the etcd key '{self.counter_path}' contains {quoted(text)}, which is not the number of a round: "
+                f"another program wrote it; choose another run id or prefix"
+            )
+        return int(text)
 
     def keep_alives(self, version: str, deadline: float) -> set[str]:
         """Return the keys in the directory of a round, among them the keep-alives of its live participants."""

@@ -49,6 +49,7 @@ __all__ = [
     "end",
     "enter",
     "finish",
+    "is_version",
     "join",
     "joinable",
     "keeps_alive",
@@ -67,6 +68,10 @@ EPHEMERAL_TTL = 10
 FROZEN_TTL = 10
 KEEP_ALIVE_TTL = 10
 RUN_TTL = 7200
+
+_MAX_VERSION_DIGITS = 19
+_MAX_WAITING = 2**31 - 1
+_ROUNDS = ("joinable", "frozen", "final")  # the statuses of a round
 
 SETUP: State = {"status": "setup"}
 
@@ -147,11 +152,33 @@ def parse(text: str | None) -> State | None:
                 f"the field '{name}' of the {state['status']} state must be of type {kind.__name__}, "
                 f"not {type(state.get(name)).__name__}"
             )
-    if not str(state.get("version", "0")).isdecimal():
+    _check_elements(state)
+    if not is_version(str(state.get("version", "0"))):
         raise RendezvousStateError(
             f"the version of the state must be a decimal number, not {quoted(str(state['version']))}"
         )
     return dict(state)
+
+
+def _check_elements(state: State) -> None:
+    """Check what is in the fields that the rules read. Raises RendezvousStateError."""
+    for name, kind in (("participants", int), ("keep_alives", str)) if state["status"] in _ROUNDS else ():
+        for element in state.get(name, ()):
+            if type(element) is not kind:
+                raise RendezvousStateError(
+                    f"the field '{name}' of the {state['status']} state must contain values of type {kind.__name__}, "
+                    f"not {type(element).__name__}"
+                )
+    if state["status"] == "final" and not 0 <= state["num_workers_waiting"] <= _MAX_WAITING:
+        raise RendezvousStateError(
+            f"the field 'num_workers_waiting' of the final state must be from 0 to {_MAX_WAITING}, not "
+            f"{quoted(str(state['num_workers_waiting']))}"
+        )
+
+
+def is_version(text: str) -> bool:
+    """Return whether ``text`` is the number of a round."""
+    return text.isascii() and text.isdecimal() and len(text) <= _MAX_VERSION_DIGITS
 
 
 def dump(state: State) -> str:

@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rendezvous.etcd.v3.operations import Condition, Operation, compare, put_op
+from rendezvous.api import RendezvousStateError
+from rendezvous.etcd.v3.operations import Condition, KeyValue, Operation, compare, put_op
+from rendezvous.store import quoted_key
+from rendezvous.utils import quoted
 
 __all__ = ["IdempotencyKey", "IdempotencyKeys", "change_was_made"]
 
@@ -45,6 +48,14 @@ class IdempotencyKey:
     def put(self, lease: int, made: bool = True) -> Operation:
         """Return the operation that marks the transaction as carried out, and says whether the change was made."""
         return put_op(self.key, b"%016x" % self.number + (_MADE if made else _NOT_MADE), lease)
+
+    def check(self, mark: KeyValue) -> None:
+        """Check that this store wrote what is stored. Raises RendezvousStateError."""
+        if not mark.value.startswith(b"%016x" % self.number):
+            raise RendezvousStateError(
+                f"the etcd key {quoted_key(self.key)} contains {quoted(mark.value)}, which this store did not write: "
+                f"another program wrote it, and the change is not applied"
+            )
 
 
 def change_was_made(mark: bytes) -> bool:

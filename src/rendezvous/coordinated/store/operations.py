@@ -244,6 +244,8 @@ class AsyncEtcdStore:
         request = rpc_pb2.TxnRequest(compare=[once.carried_out], success=[get_op(once.key), *reads], failure=change)
         try:
             answer: rpc_pb2.TxnResponse = await self._requests.send(Call.TXN, request, deadline)
+            if answer.succeeded:
+                once.check(answer.responses[0].response_range.kvs[0])
         finally:
             once.number += 1
         return answer
