@@ -242,3 +242,24 @@ def test_a_spare_looks_for_its_rank_again_if_a_round_number_is_used_again():
         assert sorted(place.rank for place, _ in places) == [0, 1]
 
     simulated(scenario())
+
+
+def test_the_first_round_does_not_form_again_if_a_newcomer_takes_over_without_its_record():
+    async def scenario() -> None:
+        run = Run()
+        limits = Limits(2, 4, last_call=1.0)
+        nodes = [run.node(number, limits) for number in (3, 4, 5)]
+        await form(nodes, 0)
+        left = kill_coordinator(run, nodes)
+        await until(lambda: run.keys.coordinator not in run.etcd.current, "the coordinator is lost")
+        run.delete(run.keys.round)
+        for node in left:
+            node._election.stop()  # it is slower than the newcomer
+        newcomer = join(run.node(1, limits))  # it would get rank 0
+        await until(lambda: run.keys.round in run.etcd.current, "the newcomer coordinates")
+        await asyncio.sleep(5)
+        assert not newcomer.done()  # two nodes are still in round 0
+        places = await asyncio.gather(*map(join, left), newcomer)
+        assert {(place.round, place.world_size) for place, _ in places} == {(1, 3)}
+
+    simulated(scenario())

@@ -71,7 +71,7 @@ class Coordinator:
         self._limits = limits
         self._options = options
         self._random = random
-        self._agreement = agreement
+        self._agreement, self._elected_at = agreement, fence.revision
         self._lost_record: RoundRecord | None = None
         self._known = known
         self._retry = Retry(options, random)
@@ -158,7 +158,7 @@ class Coordinator:
             current = None
         await self._take_over_lease(current, deadline)
         if current is None:
-            await self._begin(deadline)
+            await self._begin(self._keys.bootstrap in found, deadline)
             return
         self._lost_record = None
         record = self._writer.record
@@ -172,17 +172,18 @@ class Coordinator:
             self._table.open(record.round, await self._read_last_members(record, deadline))
             await self._nodes.load(deadline)
 
-    async def _begin(self, deadline: float) -> None:
-        """Begin without a round record: the run is new, or the record is lost."""
+    async def _begin(self, has_bootstrap: bool, deadline: float) -> None:
+        """Begin without a round record: the run is new, or the record is lost, and nodes may be in a round."""
         await self._nodes.load(deadline)
         lost, known, table = self._lost_record, self._lost_record or self._known, self._table
         if self._closed:
             return
+        is_running = has_bootstrap and table.is_anyone_older(self._elected_at)
         if lost is not None and lost.complete and lost.round == table.number and table.members:
             await self._restore(lost)
         elif lost is not None and not lost.complete:
             table.open(max(table.number, lost.round), {} if table.is_complete else table.members)
-        elif table.nodes and (table.highest >= 0 or (known is not None and known.complete)):
+        elif table.nodes and (table.highest >= 0 or is_running or (known is not None and known.complete)):
             await self._recount(-1 if known is None else known.round)
         else:
             table.open(0 if known is None else known.round + known.complete, {})

@@ -73,6 +73,10 @@ class Table:
         for candidate in self.nodes.values():
             self._count(candidate, 1)
 
+    def is_anyone_older(self, revision: int) -> bool:
+        """Return whether a node joined before ``revision``."""
+        return any(candidate.arrival < revision for candidate in self.nodes.values())
+
     def counts(self, closed: bool) -> Counts:
         """Return how many nodes of each kind there are."""
         inside = self._present + self._returned
