@@ -8,7 +8,7 @@
 # compiled.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-commit=$(git rev-parse --short "$1^{commit}")
+commit=$(git rev-parse --short "$(git rev-parse "$1")^{commit}")
 folder=build/before/$commit
 shift
 python=$PWD/.venv/bin/python
