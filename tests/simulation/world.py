@@ -25,6 +25,7 @@ from tests.simulation.etcd import Etcd
 from tests.simulation.invariants import Invariants
 from tests.simulation.narrator import FIRST_PID, Narrator, line, short_name
 from tests.simulation.network import Conditions, Link
+from tests.simulation.trace import Trace
 from tests.simulation.virtual import Process, now
 
 __all__ = ["JOIN_TIMEOUT", "TTL", "Node", "ServeError", "World"]
@@ -103,6 +104,7 @@ class World:
         limits_of: returns the configuration of the rules on a host.
         on_start: called with each node that starts.
         on_roster: called before each write of a part of a roster; None if nobody wants to know.
+        trace: gets the lines for the specification; None if they are not needed.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class World:
         self.invariants = Invariants(
             self.keys, limits, self.etcd, self.nodes, lambda text: self.note("test", text.upper())
         )
+        self.trace: Trace | None = None
         self._narrator = Narrator(self.keys, self.etcd)
         self._planting = False
         self._planted: dict[bytes, bytes] = {}
@@ -151,6 +154,8 @@ class World:
         if self.transcript is not None and not self._planting:
             for who, what in self._narrator.describe(writer.name if writer is not None else "etcd", changed):
                 self.note(who, what)
+        if self.trace is not None:
+            self.trace.write(writer, changed)
         self.invariants.check_write(writer, changed)
 
     def plant(self, key: bytes, value: bytes, lease: int) -> None:
@@ -256,6 +261,8 @@ class World:
             if node.link.dead:
                 return
             self.note(node.name, f"join returns: round {place.round}, rank {place.rank} of {place.world_size}")
+            if self.trace is not None:
+                self.trace.returned(node, place, bootstrap)
             self.invariants.check_return(node, place, bootstrap)
             node.place, node.lease, node.joins_since = place, node.member.node_id, None
             await self._run_workers(node)
