@@ -115,17 +115,6 @@ def _spares_not_told(patch: Patch) -> None:
     patch.setattr(coordinator.Coordinator, "_complete", complete)
 
 
-@mutant("liveness")
-def _last_call_after_closing(patch: Patch) -> None:
-    """The end of the last call stays set when the rendezvous is closed, so the coordinator never sleeps again."""
-
-    def close(self: Any) -> None:
-        self._closed = True
-        self._changed.set()
-
-    patch.setattr(coordinator.Coordinator, "close", close)
-
-
 @mutant("records")
 def _run_lease_not_renewed(patch: Patch) -> None:
     """The run lease is never renewed, so the records of the run are deleted while nodes use them."""
