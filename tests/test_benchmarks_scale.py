@@ -127,11 +127,11 @@ def test_timers_fire_in_order_and_cancelled_ones_do_not():
 
 
 def test_a_world_of_one_node_takes_its_requests_one_after_the_other():
-    found = simulated.run(Machine(prices(etcd=0.0, client=0.0, latency=1.0)), 1, formation_only=True)
+    found = simulated.run(Machine(prices(etcd=0.0, client=0.0, latency=0.1)), 1, formation_only=True)
     # The lease and the watch at the same time; the transaction; then, as the coordinator: its watch, ctl/, the run
     # lease, the nodes, and the outcome, which the node receives half a second after etcd has it; then, as rank 0, the
     # bootstrap.
-    assert found["formation"]["seconds"] == pytest.approx(1 + 1 + 4 + 0.5 + 0.5 + 1)
+    assert found["formation"]["seconds"] == pytest.approx((1 + 1 + 4 + 0.5 + 0.5 + 1) * 0.1)
 
 
 def test_a_world_takes_at_least_its_work_at_the_capacity_of_etcd():

@@ -21,8 +21,8 @@ class Options:
         campaign_delay: seconds of the jittered delay before a campaign, in addition to the time over which those of all
             nodes are spread.
         leave_timeout: seconds within which a node that fails to join must revoke its lease.
-        check_delay: seconds after which a node that still waits checks what it relies on, or up to half of that
-            earlier; each further check comes after twice as long.
+        check_delay: seconds after which a node of a small job that still waits checks what it relies on, or up to half
+            of that earlier; each further check comes after twice as long. In large jobs the time is longer.
         inline_nodes: up to this number of members the roster is part of the round record: a few KiB in one record
             instead of one request by each node.
         shard_nodes: how many members a shard of a larger roster has.

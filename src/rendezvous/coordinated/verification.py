@@ -10,9 +10,9 @@ import asyncio
 import logging
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, NodeRecord, printable
 from rendezvous.coordinated.session import Session
+from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.operations import get_op
@@ -21,6 +21,7 @@ __all__ = ["Verifier"]
 
 logger = logging.getLogger(__name__)
 
+_CHECKS_PER_SECOND = 500  # of all nodes of a round together
 _STEPS = 997  # into which the first checks of all nodes are divided; node ids that follow each other fall into others
 
 
@@ -31,7 +32,7 @@ class Verifier:
         client: the etcd cluster.
         keys: the keys of the run.
         view: what the node knows of its run.
-        options: when the first check is due.
+        settings: the configuration: the more nodes a round needs, the later the first check is due.
         longest: the longest time between two checks, in seconds.
         node_id: the node; spreads the checks of all nodes over time.
 
@@ -40,15 +41,16 @@ class Verifier:
     """
 
     def __init__(
-        self, client: EtcdClient, keys: Keys, view: View, options: Options, longest: float, node_id: int
+        self, client: EtcdClient, keys: Keys, view: View, settings: Settings, longest: float, node_id: int
     ) -> None:
         self._client = client
         self._keys = keys
         self._view = view
-        self._options = options
+        self._options = settings.options
         self._longest = longest
         self._clock = asyncio.get_running_loop().time
-        self._pause = options.check_delay * (0.5 + node_id % _STEPS / (2 * _STEPS))
+        delay = settings.options.check_delay + settings.limits.min_nodes / _CHECKS_PER_SECOND
+        self._pause = delay * (0.5 + node_id % _STEPS / (2 * _STEPS))
         self.due = self._clock() + self._pause
 
     async def wait_for_repair(self, name: str) -> None:
