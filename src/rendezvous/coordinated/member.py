@@ -256,8 +256,7 @@ class Member:
     async def _follow(self, timeout: float) -> Assignment | None:
         """Return what the node gets from a round; None if it must enter again: its lease ended, or it skips a round."""
         clock, view = asyncio.get_running_loop().time, self._view
-        options, node_id = self._settings.options, self.node_id or 0
-        verifier = Verifier(self._client, self._keys, view, self._settings, timeout / 2, node_id)
+        verifier = Verifier(self._client, self._keys, view, self._settings, timeout / 2, self.node_id or 0)
         while self.node_id is not None:
             if view.error is not None:
                 await verifier.wait_for_repair(self._node.name)
