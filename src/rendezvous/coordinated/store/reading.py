@@ -141,6 +141,7 @@ class Reader:
             for outcome in outcomes:
                 if outcome is not None:
                     raise outcome
+            self._requests.check_not_restored()  # since the last read: from now on, the watches are told
             return await pending.outcome
         finally:
             timer.cancel()

@@ -47,7 +47,7 @@ class Requests:
             RendezvousConnectionError: the lease of the store has ended, etcd was restored from a snapshot, or see
                 :meth:`EtcdClient.request`.
         """
-        self._check_not_restored()
+        self.check_not_restored()
         try:
             answer = await self.client.request(call, message, deadline)
         except LeaseNotFoundError as exc:
@@ -56,11 +56,12 @@ class Requests:
                 f"coordinator has renewed the lease for too long ({exc})",
                 retryable=False,
             ) from None
-        self._check_not_restored()
+        self.check_not_restored()
         self.newest = max(self.newest, answer.header.revision)
         return answer
 
-    def _check_not_restored(self) -> None:
+    def check_not_restored(self) -> None:
+        """Raise RendezvousConnectionError if etcd was restored since the store is used, and the store refuses that."""
         if not self.options.refuse_restored:
             return
         if self.client.history.restorations != self._restorations:
