@@ -34,11 +34,12 @@ from rendezvous._core import Roster
 from rendezvous.bench import metrics
 from rendezvous.coordinated import rules
 from rendezvous.coordinated.agreement import Agreement, published
+from rendezvous.coordinated.candidates import Candidate, choose
 from rendezvous.coordinated.coordinator import Coordinator
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, CoordinatorRecord, Keys, NodeRecord, Phase, RoundRecord
-from rendezvous.coordinated.rules import Candidate, Limits
+from rendezvous.coordinated.rules import Limits
 from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
@@ -280,7 +281,7 @@ def _completion(count: int) -> float:
     candidates = [Candidate(index, index, record) for index, record in enumerate(_records(count), 1)]
 
     def complete() -> None:
-        members = rules.choose(candidates, 0, Limits(count, count))
+        members = choose(candidates, 0, Limits(count, count))
         Roster([member.node_id for member in members]).encode(-(-count // _OPTIONS.shard_nodes))
 
     return _timed(complete, count)

@@ -8,8 +8,9 @@ import math
 import pytest
 
 from rendezvous.coordinated import rules
+from rendezvous.coordinated.candidates import Candidate, choose
 from rendezvous.coordinated.records import Closed, NodeRecord, Phase, RoundRecord
-from rendezvous.coordinated.rules import Candidate, Counts, LastCall, Limits, Move, RankPolicy, Step
+from rendezvous.coordinated.rules import Counts, LastCall, Limits, Move, RankPolicy, Step
 
 PAIR = Limits(2, 4, node_unit=2)
 
@@ -125,7 +126,7 @@ def candidate(node_id: int, addr: str, **record: object) -> Candidate:
 
 
 def chosen(candidates: list[Candidate], number: int, limits: Limits) -> list[str]:
-    return [each.record.addr for each in rules.choose(candidates, number, limits)]
+    return [each.record.addr for each in choose(candidates, number, limits)]
 
 
 def test_ranks_follow_the_natural_order_of_the_hosts_and_not_the_arrival():

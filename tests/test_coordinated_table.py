@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from rendezvous.coordinated.candidates import Candidate
 from rendezvous.coordinated.records import NodeRecord
-from rendezvous.coordinated.rules import Candidate, Counts
+from rendezvous.coordinated.rules import Counts
 from rendezvous.coordinated.table import Table
 
 

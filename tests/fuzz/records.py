@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.coordinated import rules
+from rendezvous.coordinated import candidates, rules
 from rendezvous.coordinated.agreement import Agreement, published
 from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.records import Bootstrap, Closed, CoordinatorRecord, Keys, NodeRecord, RoundRecord
@@ -195,7 +195,7 @@ def _check_table(table: Table, members: dict[int, str], limits: rules.Limits) ->
         check_message(rules.coordinate(counts, limits, left).reason)
     assert rules.waiting(counts, limits) >= 0
     assert rules.spares(counts, limits) >= 0
-    chosen = rules.choose(nodes.values(), table.number, limits)
+    chosen = candidates.choose(nodes.values(), table.number, limits)
     assert len(chosen) == rules.usable(len(nodes), limits)
     assert len({node.node_id for node in chosen}) == len(chosen)
     table.rank_0_gone()

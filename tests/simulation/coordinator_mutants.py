@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rendezvous.coordinated import coordinator, election, entry, nodes, rules, run_lease, table, writer
+from rendezvous.coordinated import candidates, coordinator, election, entry, nodes, rules, run_lease, table, writer
 from rendezvous.coordinated.records import NodeRecord
 from rendezvous.coordinated.rules import Decision, Move
 from rendezvous.etcd.v3.operations import compare, prefix_end, put_op
@@ -168,7 +168,7 @@ def _keys_without_their_lease_counted(patch: Patch) -> None:
     """Keys under ``nodes/`` that another program wrote count as nodes."""
 
     def put(self: Any, node_id: int, kv: Any) -> None:
-        self._table.put(rules.Candidate(node_id, kv.create_revision, NodeRecord.decode(kv.key, kv.value)))
+        self._table.put(candidates.Candidate(node_id, kv.create_revision, NodeRecord.decode(kv.key, kv.value)))
 
     patch.setattr(nodes.NodeWatch, "_put", put)
 
@@ -258,10 +258,10 @@ def _node_unit_ignored(patch: Patch) -> None:
 @mutant("preference")
 def _spares_before_members(patch: Patch) -> None:
     """Spares are chosen before the members of the last round."""
-    original = rules.choose
+    original = candidates.choose
 
     def choose(candidates: Any, number: int, limits: Any) -> Any:
         pool = sorted(candidates, key=lambda c: (c.record.last_round == number - 1, c.arrival))
         return original(pool[: rules.usable(len(pool), limits)], number, limits)
 
-    patch.setattr(rules, "choose", choose)
+    patch.setattr(candidates, "choose", choose)

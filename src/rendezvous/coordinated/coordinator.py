@@ -16,13 +16,14 @@ import msgspec
 
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
-from rendezvous.coordinated import roster, rules
+from rendezvous.coordinated import candidates, roster, rules
 from rendezvous.coordinated.agreement import Agreement
+from rendezvous.coordinated.last_call import LastCallTimer
 from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import MAX_ROUND, Keys, Phase, RoundRecord, new_id, printable
-from rendezvous.coordinated.retry import Retry
-from rendezvous.coordinated.rules import Counts, LastCall, Move
+from rendezvous.coordinated.retry import Retry, wait
+from rendezvous.coordinated.rules import Counts, Move
 from rendezvous.coordinated.table import Table
 from rendezvous.coordinated.view import CurrentCoordinator
 from rendezvous.coordinated.writer import ClosedError, DeposedError, OutdatedError, Writer, batches
@@ -84,11 +85,7 @@ class Coordinator:
         self._closed = False
         self._previous = ""
         self._error = ""
-        self._last_call_began: float | None = None
-        # How often nodes had joined, and when the last one did; and how often when etcd confirmed that it has no other.
-        self._joined = 0
-        self._joined_at = 0.0
-        self._confirmed = -1
+        self._last_call = LastCallTimer()
         # The nodes of a job start together: most rounds complete before their progress would be published.
         self._published_at = asyncio.get_running_loop().time()
         self._dirty = True
@@ -114,14 +111,14 @@ class Coordinator:
                 if not isinstance(exc, (RendezvousConnectionError, RendezvousStateError)):
                     logger.exception("the coordinator failed")
                 self._repaired.clear()
-                await _wait(self._repaired, self._retry.fail(exc))
+                await wait(self._repaired, self._retry.fail(exc))
             finally:
                 self._nodes.stop()
 
     def close(self) -> None:
         """Record that the rendezvous is closed."""
         self._closed = True
-        self._last_call_began = None
+        self._last_call.end()
         self._changed.set()
 
     def notice_loss(self, revision: int) -> None:
@@ -145,7 +142,7 @@ class Coordinator:
         found = {kv.key: kv for kv in ctl}
         self._closed = self._keys.closed in found
         self._dirty = True
-        number, last_call_began, self._last_call_began = self._table.number, self._last_call_began, None
+        number = self._table.number
         current = found.get(self._keys.round)
         self._writer.check_history(current)
         self._lost_record = self._writer.record or self._lost_record
@@ -158,18 +155,19 @@ class Coordinator:
             current = None
         await self._take_over_lease(current, deadline)
         if current is None:
+            self._last_call.end()
             await self._begin(self._keys.bootstrap in found, deadline)
             return
         self._lost_record = None
         record = self._writer.record
         assert record is not None
+        if record.complete or record.round != number:
+            self._last_call.end()
         if record.complete:
             await self._load_complete(record, current.mod_revision, deadline)
         else:
             self._previous = record.previous
-            if record.round == number:
-                self._last_call_began = last_call_began
-            self._table.open(record.round, await self._read_last_members(record, deadline))
+            self._table.open(record.round, await roster.read_last_members(self._client, self._keys, record, deadline))
             await self._nodes.load(deadline)
 
     async def _begin(self, has_bootstrap: bool, deadline: float) -> None:
@@ -219,18 +217,6 @@ class Coordinator:
         if await self._put_record(record):
             self._table.complete(record.round, nodes)
 
-    async def _read_last_members(self, record: RoundRecord, deadline: float) -> dict[int, str]:
-        """Return the members of the round before the one that forms; none if they are not known."""
-        if not record.previous:
-            return {}
-        try:
-            return await roster.read_members(self._client, self._keys, record.round - 1, record.previous, deadline)
-        except RendezvousStateError as exc:
-            logger.warning(
-                "%s; the members that are missing since then are not named, and the last call is not shortened", exc
-            )
-            return {}
-
     async def _load_complete(self, record: RoundRecord, revision: int, deadline: float) -> None:
         """Read the members and the nodes of a complete round.
 
@@ -266,14 +252,14 @@ class Coordinator:
         while not self._nodes.stale:
             self._changed.clear()
             try:
-                wait = await self._act()
+                pause = await self._act()
                 self._retry.succeed()
             except RendezvousConnectionError as exc:
                 # The table stays current, and each write compares what is stored: nothing has to be read again.
                 self._dirty = True
                 await asyncio.sleep(self._retry.fail(exc, self._table.lost()))
                 continue
-            await _wait(self._changed, wait)
+            await wait(self._changed, pause)
 
     async def _act(self) -> float:
         """Do what the rules decide; return the seconds after which they must decide again, if nothing changes."""
@@ -282,7 +268,7 @@ class Coordinator:
         if not (counts.complete or counts.closed) and self._table.highest >= self._table.number:
             await self._open(self._table.highest + 1, {})  # a node was in a round that this coordinator does not know
             return 0.0
-        decision = rules.coordinate(counts, self._limits, self._last_call())
+        decision = rules.coordinate(counts, self._limits, self._last_call.measure(self._table.joined))
         if decision.move is not Move.WAIT:
             logger.info("round %d: %s: %s", self._table.number, decision.move.name.lower(), decision.reason)
             await self._move(decision.move)
@@ -295,15 +281,6 @@ class Coordinator:
             self._renewed_at = clock()
         return min(wait, interval, decision.again + _MIN_WAIT)
 
-    def _last_call(self) -> LastCall | None:
-        began = self._last_call_began
-        if began is None:
-            return None
-        now, joined = asyncio.get_running_loop().time(), self._table.joined
-        if joined != self._joined:
-            self._joined, self._joined_at = joined, now
-        return LastCall(now - began, now - max(began, self._joined_at), self._confirmed == joined)
-
     async def _move(self, move: Move) -> None:
         if move is Move.OPEN:
             assert self._writer.record is not None  # the record that completed the round
@@ -311,23 +288,16 @@ class Coordinator:
             number = max(self._table.number, self._table.highest) + 1
             await self._open(number, {} if self._error else self._table.members)
         elif move is Move.BEGIN_LAST_CALL:
-            self._last_call_began = asyncio.get_running_loop().time()
+            self._last_call.begin()
             self._dirty = True
         elif move is Move.END_LAST_CALL:
-            self._last_call_began = None
+            self._last_call.end()
             self._dirty = True
         elif move is Move.CONFIRM:
-            await self._confirm()
+            joined = self._table.joined
+            self._last_call.confirm(joined, await self._nodes.confirm(self._writer.deadline()))
         elif move is Move.COMPLETE:
             await self._complete()
-
-    async def _confirm(self) -> None:
-        """Ask etcd whether a node has joined of which the watch has not reported yet; if so, it will soon."""
-        joined = self._table.joined
-        if await self._nodes.confirm(self._writer.deadline()):
-            self._confirmed = joined
-        else:
-            self._joined_at = asyncio.get_running_loop().time()
 
     async def _open(self, number: int, before: dict[int, str]) -> None:
         """Open round ``number``. If no record can have that number, close the run: another program wrote the last."""
@@ -359,7 +329,7 @@ class Coordinator:
             missing = self._table.still_missing(self._table.lost())
             return RoundRecord(
                 self._table.number,
-                Phase.FORMING if self._last_call_began is None else Phase.LAST_CALL,
+                Phase.FORMING if self._last_call.began is None else Phase.LAST_CALL,
                 joined=counts.candidates,
                 min_nodes=least,
                 max_nodes=most,
@@ -382,7 +352,7 @@ class Coordinator:
 
     async def _complete(self) -> None:
         number, attempt, lease = self._table.number, new_id(self._random), self._writer.run_lease
-        members = rules.choose(self._table.nodes.values(), number, self._limits)
+        members = candidates.choose(self._table.nodes.values(), number, self._limits)
         names = {member.node_id: member.record.name for member in members}
         shards = roster.shards_of(list(names), self._options)
         record = RoundRecord(
@@ -405,7 +375,7 @@ class Coordinator:
         leftovers = [delete_op(prefix, prefix_end(prefix)) for prefix in prefixes]
         if not await self._put_record(record, [*last, *leftovers, delete_op(self._keys.bootstrap)], first):
             return
-        self._last_call_began = None
+        self._last_call.end()
         self._table.complete(number, names)
         self._error = ""
         self._dirty = True  # the nodes without a place do not know yet that they are spares
@@ -425,12 +395,3 @@ class Coordinator:
             return False
         self._published_at = asyncio.get_running_loop().time()
         return True
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Wait for ``event``, at most ``seconds``. Afterwards it may be set without reason."""
-    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), event.set)
-    try:
-        await event.wait()
-    finally:
-        timer.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from rendezvous.coordinated.options import Options
 from rendezvous.utils import listed
 
-__all__ = ["Retry"]
+__all__ = ["Retry", "wait"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,3 +48,12 @@ class Retry:
         longest = min(self._options.max_retry_delay, self._options.retry_delay * 2.0 ** min(self._failures, 30))
         self._failures += 1
         return self._random.uniform(longest / 2, longest)
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for ``event``, at most ``seconds``. Afterwards it may be set without reason."""
+    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()

@@ -18,7 +18,7 @@ from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.operations import KeyValue, Operation, prefix_end, put_op
 
-__all__ = ["find_rank", "put_ops", "read_members", "shards_of"]
+__all__ = ["find_rank", "put_ops", "read_last_members", "read_members", "shards_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,29 @@ async def read_members(
         logger.warning("the names of the members in the etcd keys '%s' are damaged", printable(prefix + b"names/"))
         return {node_id: f"node {node_id:016x}" for node_id in nodes}
     return dict(zip(nodes, names, strict=True))
+
+
+async def read_last_members(client: EtcdClient, keys: Keys, record: RoundRecord, deadline: float) -> dict[int, str]:
+    """Return the members of the round before the one that forms, as :func:`read_members`; none if they are not known.
+
+    Args:
+        client: the etcd cluster.
+        keys: the keys of the run.
+        record: the record of the round that forms.
+        deadline: until when to try.
+
+    Raises:
+        RendezvousConnectionError: etcd could not be reached in time.
+    """
+    if not record.previous:
+        return {}
+    try:
+        return await read_members(client, keys, record.round - 1, record.previous, deadline)
+    except RendezvousStateError as exc:
+        logger.warning(
+            "%s; the members that are missing since then are not named, and the last call is not shortened", exc
+        )
+        return {}
 
 
 def _names(parts: Sequence[KeyValue]) -> list[str]:

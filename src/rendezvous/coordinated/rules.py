@@ -17,17 +17,15 @@ Each node decides for itself, in :func:`follow`, how to react to the round recor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from rendezvous.coordinated.records import MAX_NODES, Closed, NodeRecord, RoundRecord
-from rendezvous.utils import escaped, listed, natural_key
+from rendezvous.coordinated.records import MAX_NODES, Closed, RoundRecord
+from rendezvous.utils import escaped, listed
 
 __all__ = [
     "Assignment",
-    "Candidate",
     "Counts",
     "Decision",
     "LastCall",
@@ -36,7 +34,6 @@ __all__ = [
     "RankPolicy",
     "Step",
     "campaign_spread",
-    "choose",
     "closed_message",
     "coordinate",
     "follow",
@@ -276,42 +273,6 @@ def campaign_spread(record: RoundRecord | None, min_nodes: int) -> float:
     if record is not None:
         nodes = max(nodes, record.joined, record.world_size + max(record.waiting, record.spares))
     return publish_interval(min(nodes, MAX_NODES), urgent=True)
-
-
-class Candidate(NamedTuple):
-    """A node that may become a member.
-
-    Attributes:
-        node_id: its id.
-        arrival: the revision at which its key was created.
-        record: what it publishes about itself.
-    """
-
-    node_id: int
-    arrival: int
-    record: NodeRecord
-
-
-def choose(candidates: Iterable[Candidate], number: int, limits: Limits) -> list[Candidate]:
-    """Return the members of round ``number`` in the order of their ranks.
-
-    Members of the last round are preferred, then nodes that arrived earlier.
-    """
-    pool = sorted(candidates, key=lambda c: (c.record.last_round != number - 1, c.arrival, c.node_id))
-    members = pool[: usable(len(pool), limits)]
-
-    def key(candidate: Candidate) -> tuple[object, ...]:
-        node = candidate.record
-        hint = (node.rank_hint is None, node.rank_hint or 0)
-        host = (natural_key(node.topology), natural_key(node.addr), node.pid, node.local_id, candidate.node_id)
-        if limits.rank_policy is RankPolicy.STABLE:
-            survives = node.last_round == number - 1
-            return (hint, not survives, node.last_rank if survives else 0, host)
-        if limits.rank_policy is RankPolicy.ARRIVAL:
-            return (hint, candidate.arrival, candidate.node_id)
-        return (hint, host)
-
-    return sorted(members, key=key)
 
 
 # Decisions of a node.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from rendezvous.coordinated.rules import Candidate, Counts
+from rendezvous.coordinated.candidates import Candidate
+from rendezvous.coordinated.rules import Counts
 
 __all__ = ["Table"]
 
