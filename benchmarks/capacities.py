@@ -42,7 +42,8 @@ from rendezvous.coordinated.records import Bootstrap, CoordinatorRecord, Keys, N
 from rendezvous.coordinated.rules import Limits
 from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.server import EtcdServer
-from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.messages import rpc_pb2

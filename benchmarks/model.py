@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.queueing import Station
 from rendezvous.coordinated.records import Keys
-from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.errors import EtcdError, UnavailableError
 from rendezvous.etcd.v3.limiter import Limiter
 from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, Message

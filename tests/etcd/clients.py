@@ -11,7 +11,7 @@ from collections import Counter
 
 from benchmarks.etcd_cluster import send
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.messages import rpc_pb2

@@ -31,7 +31,7 @@ def test_a_client_that_is_closed_with_requests_in_flight_is_quiet(port, trouble)
     script = """
         import asyncio, gc, logging, sys
         from rendezvous.etcd.v3.messages import rpc_pb2
-        from rendezvous.etcd.v3.client import Call
+        from rendezvous.etcd.v3.calls import Call
         from rendezvous.etcd.v3.connection import GrpcEtcdClient
         from tests.proxy import Proxy
 

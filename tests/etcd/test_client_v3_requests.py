@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.etcd_cluster import send, unary
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v3.client import Call, ClientOptions
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import ClientOptions
 from rendezvous.etcd.v3.errors import BusyError, CompactedError, EtcdError, LeaseNotFoundError, NoSpaceError
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import DELETE, absent, compare, delete_op, get_op, prefix_end

@@ -14,7 +14,7 @@ from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys
 from rendezvous.coordinated.records import NodeRecord as Node
 from rendezvous.coordinated.rules import Assignment, Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.operations import prefix_end
 from tests.etcd.clusters import Cluster

@@ -13,7 +13,7 @@ from benchmarks.etcd_cluster import unary
 from rendezvous.api import RendezvousConnectionError, RendezvousParameters
 from rendezvous.config import Password
 from rendezvous.coordinated.handler import create_handler
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.credentials import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2

@@ -15,7 +15,7 @@ from rendezvous.dynamic.backend_v3 import EtcdRendezvousBackend, create_backend
 from rendezvous.dynamic.handler import DynamicRendezvousHandler
 from rendezvous.dynamic.settings import RendezvousTimeout
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import UnavailableError
 from rendezvous.etcd.v3.messages import rpc_pb2

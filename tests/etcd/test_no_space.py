@@ -14,7 +14,7 @@ from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.etcd.clients import Spy, compact, on_a_loop, until
 from tests.etcd.clusters import BOUND, Cluster

@@ -11,7 +11,7 @@ import rendezvous
 from rendezvous import RendezvousParameters
 from rendezvous.api import RendezvousClosedError
 from rendezvous.coordinated.handler import create_handler
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.keepalives import KeepAlives
 from rendezvous.etcd.v3.watches import Watches
 from tests.etcd.clusters import Cluster, guard

@@ -15,7 +15,7 @@ from rendezvous.api import RendezvousConnectionError, RendezvousParameters
 from rendezvous.config import Password
 from rendezvous.coordinated.handler import create_handler
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.credentials import Credentials
 from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.etcd.clients import Observer, Spy, on_a_loop, until, uses, within

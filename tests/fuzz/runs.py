@@ -12,7 +12,7 @@ from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import delete_op, put_op

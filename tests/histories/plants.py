@@ -11,7 +11,7 @@ from rendezvous.coordinated.store.encoding import encode
 from rendezvous.coordinated.store.idempotency import IdempotencyKey
 from rendezvous.coordinated.store.operations import AsyncEtcdStore
 from rendezvous.coordinated.store.requests import Requests
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import compare, put_op
 from rendezvous.store import to_bytes

@@ -12,7 +12,7 @@ from rendezvous.coordinated import member
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.records import Bootstrap, Keys
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from tests.hostile.runs import SOME_ID, Run, form, join, simulated, until, warnings
 
 pytestmark = pytest.mark.both_twins

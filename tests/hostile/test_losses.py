@@ -10,7 +10,7 @@ import pytest
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from tests.hostile.runs import SHARDED, Run, damage, end_run_lease, form, join, kill_coordinator, simulated, until
 
 pytestmark = pytest.mark.both_twins

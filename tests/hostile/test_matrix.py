@@ -12,7 +12,7 @@ from rendezvous.api import RendezvousClosedError, RendezvousError, RendezvousTim
 from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.rules import Limits
 from rendezvous.coordinated.store import AsyncEtcdStore
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.hostile.matrix import SOME_ID, Cell, cells, content
 from tests.hostile.runs import SHARDED, Run, join, kill_coordinator, simulated, until

@@ -9,7 +9,7 @@ import pytest
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.records import NodeRecord
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.hostile.runs import TIMEOUT, Run, form, join, simulated, until, warnings
 

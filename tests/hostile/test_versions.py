@@ -13,7 +13,7 @@ from rendezvous.coordinated.agreement import published
 from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Limits, RankPolicy
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.hostile.runs import Run, form, join, kill_coordinator, simulated, until
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rendezvous.coordinated.records import Bootstrap, Closed
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.errors import UnavailableError
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import put_op

@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any
 
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v3.client import Call, EtcdClient, Watch, WatchSpec
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.errors import BusyError, EtcdError, RefusedError, UnavailableError
 from rendezvous.etcd.v3.operations import Message
 from tests.simulation.etcd import Etcd

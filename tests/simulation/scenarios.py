@@ -17,7 +17,7 @@ from typing import Any
 from rendezvous.coordinated.lifecycle import State
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from tests.simulation.network import Conditions
 from tests.simulation.network_faults import cut, reconnect
 from tests.simulation.run import quiet

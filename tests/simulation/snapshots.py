@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import put_op
 from tests.simulation.etcd import Etcd

@@ -12,7 +12,7 @@ import pytest
 
 from rendezvous import coordinated
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.errors import EtcdError, FutureRevisionError, LeaseNotFoundError, NoSpaceError
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import delete_op, get_op, put_op, txn_op

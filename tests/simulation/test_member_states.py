@@ -16,7 +16,8 @@ from rendezvous.coordinated.lifecycle import IllegalTransitionError, Lifecycle, 
 from rendezvous.coordinated.member import Member, Settings
 from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Limits
-from rendezvous.etcd.v3.client import Call, WatchSpec
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import WatchSpec
 from rendezvous.etcd.v3.errors import UnavailableError
 from rendezvous.etcd.v3.messages.rpc_pb2 import TxnRequest
 from rendezvous.etcd.v3.operations import delete_op, put_op

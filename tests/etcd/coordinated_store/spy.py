@@ -7,7 +7,7 @@ import functools
 from datetime import timedelta
 
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.errors import UnavailableError
 from tests.nodes import BOUND, in_thread

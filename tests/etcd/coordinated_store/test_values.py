@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.operations import put_op
 from tests.etcd.coordinated_store.spy import SOON, Spy, ask, begin
 from tests.nodes import BOUND, eventually

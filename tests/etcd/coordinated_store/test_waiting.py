@@ -10,7 +10,7 @@ import pytest
 from benchmarks.etcd_cluster import send
 from rendezvous.coordinated.store import StoreOptions
 from rendezvous.etcd.v3 import background
-from rendezvous.etcd.v3.client import Call
+from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.etcd.coordinated_job import Job
 from tests.etcd.coordinated_store.spy import SOON, begin, revision

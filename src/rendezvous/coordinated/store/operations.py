@@ -20,7 +20,8 @@ from rendezvous.coordinated.store.idempotency import IdempotencyKey, Idempotency
 from rendezvous.coordinated.store.options import DEFAULT_OPTIONS, StoreOptions
 from rendezvous.coordinated.store.reading import Reader
 from rendezvous.coordinated.store.requests import Requests
-from rendezvous.etcd.v3.client import Call, EtcdClient
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import CompactedError
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import (

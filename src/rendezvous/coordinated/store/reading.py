@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rendezvous.coordinated.store.requests import Requests
-from rendezvous.etcd.v3.client import Call, Watch
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import Watch
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue
 from rendezvous.store import Key, missing_keys_message

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.coordinated.store.options import StoreOptions
-from rendezvous.etcd.v3.client import Call, EtcdClient
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import LeaseNotFoundError
 from rendezvous.etcd.v3.operations import Message
 from rendezvous.store import Key, quoted_key, to_bytes

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import grpc.aio
 
-from rendezvous.etcd.v3.client import Call, ClientOptions, EtcdClient, Watch, WatchSpec
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import ClientOptions, EtcdClient, Watch, WatchSpec
 from rendezvous.etcd.v3.credentials import Credentials
 from rendezvous.etcd.v3.endpoints import Endpoints
 from rendezvous.etcd.v3.errors import EtcdError

@@ -13,7 +13,8 @@ import grpc
 import grpc.aio
 
 from rendezvous.etcd.v3.authentication import Authenticator, Metadata
-from rendezvous.etcd.v3.client import Call, ClientOptions
+from rendezvous.etcd.v3.calls import Call
+from rendezvous.etcd.v3.client import ClientOptions
 from rendezvous.etcd.v3.credentials import Certificates, Credentials
 from rendezvous.etcd.v3.errors import EtcdError, NoUserError, StaleTokenError, TlsError, UnavailableError, translate
 from rendezvous.etcd.v3.messages import rpc_pb2
