@@ -59,6 +59,30 @@ def test_if_the_roster_is_damaged_all_nodes_learn_why_and_form_the_next_round(wh
     simulated(scenario())
 
 
+def test_if_the_record_of_a_damaged_roster_is_lost_the_members_are_still_not_known():
+    async def scenario() -> None:
+        run = Run()
+        nodes = [run.node(number, Limits(2, 4, last_call=1.0), options=SHARDED) for number in range(4)]
+        await form(nodes, 0)
+        damage(run, "a shard")
+        first = kill_coordinator(run, nodes)
+        await until(lambda: run.record().error, "the coordinator cannot read the roster")
+        attempt = run.record().attempt
+        run.delete(run.keys.round)
+        await until(lambda: run.keys.round in run.etcd.current, "the record is written again")
+        second = run.etcd.current[run.keys.coordinator]
+        left = [node for node in kill_coordinator(run, nodes) if node in first]
+        await until(
+            lambda: run.etcd.current.get(run.keys.coordinator, second).value != second.value, "another node takes over"
+        )
+        await asyncio.sleep(2)
+        assert run.record().attempt == attempt
+        assert run.record().error
+        await form(left, 1)
+
+    simulated(scenario())
+
+
 def test_a_damaged_roster_of_the_last_round_does_not_stop_the_next():
     async def scenario() -> None:
         run = Run()

@@ -187,12 +187,15 @@ class Coordinator:
             table.open(0 if known is None else known.round + known.complete, {})
 
     async def _restore(self, record: RoundRecord) -> None:
-        """Write the record and the roster of the complete round again, under the new run lease."""
+        """Write the record and the roster of the complete round again, under the new run lease.
+
+        If the members were not known, it has no roster: a coordinator that takes over must not believe in one.
+        """
         logger.warning("the record of round %d is lost; it is written again", record.round)
         members, lease = self._table.members, self._writer.run_lease
         shards = Roster(list(members)).encode(record.shards)
         writes = roster.put_ops(self._keys, record.round, record.attempt, shards, list(members.values()), lease)
-        parts = list(batches(writes, self._options.operations))
+        parts = [] if record.error else list(batches(writes, self._options.operations))
         await self._writer.write(*parts)
         await self._put_record(record, after=parts)
         self._table.complete(record.round, members)
