@@ -97,6 +97,8 @@ def test_the_last_call_is_short_if_more_members_have_returned_than_were_lost(
         (Counts(True, 3, 0, 0, 2), Limits(1, 4), 2, 0),  # room: they are waiting
         (Counts(True, 3, 0, 0, 2), Limits(1, 4, upscale=False), 0, 2),
         (Counts(True, 3, 0, 1, 2), Limits(1, 4, upscale=False), 3, 0),  # one replaces the lost member
+        # A round of nodes with other settings is too small for this coordinator: a newcomer must help.
+        (Counts(True, 1, 0, 1, 2), Limits(3, 4, upscale=False, reform_on_loss=False), 2, 0),
         (Counts(True, 3, 0, 1, 0), Limits(1, 4), 1, 0),
         (Counts(True, 3, 0, 1, 0), Limits(1, 4, reform_on_loss=False), 0, 0),
         (Counts(True, 3, 0, 1, 1), Limits(1, 4, reform_on_loss=False), 1, 0),

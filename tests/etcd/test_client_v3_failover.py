@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import grpc
 import grpc.aio
@@ -199,7 +200,10 @@ async def test_a_stream_that_is_moved_while_its_connection_fails_is_not_opened_t
         return [task for task in asyncio.all_tasks() if "Stream._run" in task.get_coro().__qualname__]
 
     for _ in range(20):
-        async with connected(get_free_port("127.0.0.1"), port) as client:
-            reads = [client.range(key, b"", within()) for _ in range(5)]
-            await asyncio.gather(client.watch(key, b"", lambda events: None, lambda: None, within()), *reads)
-            await until(lambda: len(streams()) == 1, "one stream is left")
+        # Nobody listens on a port that is bound, and no other process gets it.
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            async with connected(bound.getsockname()[1], port) as client:
+                reads = [client.range(key, b"", within()) for _ in range(5)]
+                await asyncio.gather(client.watch(key, b"", lambda events: None, lambda: None, within()), *reads)
+                await until(lambda: len(streams()) == 1, "one stream is left")

@@ -109,7 +109,9 @@ def test_the_end_of_the_process_ends_it_and_its_data(tmp_path, end):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_a_signal_that_ends_the_process_ends_it_and_its_data(tmp_path, number):
-    with owner(tmp_path, f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {WAIT}") as (process, pid):
+    with owner(
+        tmp_path, f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; {WAIT}"
+    ) as (process, pid):
         os.kill(process.pid, number)
         process.wait(timeout=30)
         wait_until(lambda: not is_running(pid) and not list(tmp_path.iterdir()), 3)

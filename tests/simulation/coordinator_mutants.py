@@ -66,7 +66,7 @@ def _newer_round_record_overwritten(patch: Patch) -> None:
     patch.setattr(writer, "compare", _compare_no_revision)
 
 
-@mutant("exclusivity")
+@mutant("exclusivity", seeds=1000)
 def _newer_node_record_overwritten(patch: Patch) -> None:
     """A node's key that is written late overwrites a newer one of the same node."""
     patch.setattr(entry, "compare", _compare_no_revision)

@@ -42,7 +42,9 @@ class Faults:
         world.on_start = self._on_start
         world.limits_of = plan.limits_of
         world.etcd.lateness = plan.habits.late_leases
-        world.invariants.join_time += plan.habits.late_leases + plan.habits.serving
+        # A join may need some twenty requests, one after another, where each shard takes one.
+        slowness = 20 * plan.conditions.latency
+        world.invariants.join_time += plan.habits.late_leases + plan.habits.serving + slowness
 
     def schedule(self) -> None:
         """Set the timers of all faults."""

@@ -12,7 +12,7 @@ The message of a violation begins with the name of the invariant:
     meeting point     Members receive the bootstrap of rank 0 of their own round. It is not replaced during the round.
     strangers         Only nodes of the run are members, whatever other programs write.
     last call         A round below the maximum of nodes completes before its whole last call could have ended only if
-                      more than half of the members of the last round have returned.
+                      more than half of the members of the last round have returned, if only for a while.
     preference        A member of the last round is not replaced by another node.
     reason            Members are asked to form the next round only if a node was lost, has returned, or is new.
     records           While there is a coordinator, or a member in a round, the records of the run are not deleted.
@@ -125,6 +125,9 @@ class Invariants:
         self._record_deleted = False
         self._coordinator_knew = False
         self._all_left_at: float | None = 0.0  # when the last member left the last complete round; None if not yet
+        self._came_back: set[int] = (
+            set()
+        )  # members of the last complete round that have joined again, if only for a while
         self.record: RoundRecord | None = None
         self.closed_at: int | None = None
         self.returned: dict[int, dict[str, Assignment]] = {}
@@ -324,7 +327,7 @@ class Invariants:
             self._check_preference(number, members)
             self._check_last_call(number, size)
         self._rosters[number] = members
-        self._all_left_at = None
+        self._all_left_at, self._came_back = None, set()
         self._may_reform = any(self._is_reason(key) for key in [*map(self._keys.node, members), *self._node_keys()])
 
     def _check_who_may_complete(self, record: RoundRecord) -> None:
@@ -361,10 +364,12 @@ class Invariants:
 
     def _note_departure(self) -> None:
         """Record the time if the last member has left the complete round, or its lease has ended."""
-        if self._all_left_at is not None or self.record is None:
+        if self.record is None:
             return
-        last_rounds = [self._last_round(node_id) for node_id in self.members(self.record.round)]
-        if all(last_round is None or last_round >= self.record.round for last_round in last_rounds):
+        number = self.record.round - (not self.record.complete)
+        last_rounds = {node_id: self._last_round(node_id) for node_id in self.members(number)}
+        self._came_back |= {node_id for node_id, last in last_rounds.items() if last == number}
+        if self._all_left_at is None and all(last is None or last >= number for last in last_rounds.values()):
             self._all_left_at = asyncio.get_running_loop().time()
 
     def _check_last_call(self, number: int, size: int) -> None:
@@ -372,12 +377,12 @@ class Invariants:
         took = asyncio.get_running_loop().time() - (self._all_left_at or 0.0)
         if size + limits.node_unit > limits.max_nodes or took >= limits.last_call * _FAST_CLOCK:
             return
-        if number and not last:
-            return  # the record of the last round was deleted, but the coordinator may know its members
-        returned = [node_id for node_id in last if self._last_round(node_id) == number - 1]
-        if len(returned) * 2 <= len(last):
+        if self.run_lease_lost or self.planted or self._etcd.restarts:
+            return  # the record of the last round may be lost, and the coordinator may know its members nevertheless
+        returned = len(self._came_back)
+        if returned * 2 <= len(last):
             self.fail(
-                "last call", f"round {number} completed after {took:.3f} s with {len(returned)} of {len(last)} members"
+                "last call", f"round {number} completed after {took:.3f} s with {returned} of {len(last)} members"
             )
 
     def _check_preference(self, number: int, members: list[int]) -> None:

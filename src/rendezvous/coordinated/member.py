@@ -170,9 +170,9 @@ class Member:
                 self._check_not_left()
                 if bootstrap is not None:
                     self._lifecycle.become(State.LOST if self.node_id is None else State.IN_ROUND)
-                    # No member returns before the bootstrap is published, so nobody has used the store yet. The round
-                    # record cannot tell: it is published again, for example when the number of waiting nodes changes.
-                    since = self._view.bootstrap_revision if self._view.bootstrap == bootstrap else 0
+                    # The key is created after the round completed, and no member returns before, so nobody had used the
+                    # store then. Newer writes cannot tell: the round record and the bootstrap may be written again.
+                    since = self._view.bootstrap_created if self._view.bootstrap == bootstrap else 0
                     return assignment._replace(since=since), bootstrap
                 logger.warning(
                     "round %d broke before rank 0 published the address where the workers meet; joining again",
@@ -281,11 +281,12 @@ class Member:
             if (step is Step.STAND_BY) != stands_by:
                 self._lifecycle.become(State.WAITING if stands_by else State.STANDING_BY)
             await view.change(min(self._deadline, verifier.due) - clock() + 0.001)
-            if clock() >= verifier.due and not await verifier.check(self._session, self._node, self._deadline):
-                return None
+            holds = clock() < verifier.due or await verifier.check(self._session, self._node, self._deadline)
             if step is Step.STAND_BY:
                 # Each update that a spare receives, whatever it says, restarts its join timeout.
                 self._deadline = clock() + timeout
+            if not holds:
+                return None
         return None
 
     def _raise_final(self, step: Step, reason: str, timeout: float) -> None:

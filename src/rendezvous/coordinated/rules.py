@@ -229,7 +229,7 @@ def _room_for_newcomers(counts: Counts, limits: Limits) -> bool:
     members = counts.present + counts.returned
     size = members + counts.newcomers
     if not limits.upscale:
-        size = min(size, members + counts.lost)
+        size = min(size, max(members + counts.lost, least(limits)))
     return usable(size, limits) > members
 
 

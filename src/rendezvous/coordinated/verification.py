@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from rendezvous.api import RendezvousStateError
+from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.coordinated.records import Keys, NodeRecord, printable
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.settings import Settings
@@ -21,6 +21,7 @@ __all__ = ["Verifier"]
 
 logger = logging.getLogger(__name__)
 
+_CHECK_TIMEOUT = 5.0  # seconds; meanwhile the node does not react to anything
 _CHECKS_PER_SECOND = 500  # of all nodes of a round together
 _STEPS = 997  # into which the first checks of all nodes are divided; node ids that follow each other fall into others
 
@@ -69,15 +70,16 @@ class Verifier:
             await self._view.change(ends - self._clock())
 
     async def check(self, session: Session | None, node: NodeRecord, deadline: float) -> bool:
-        """Return whether the node's key is what the node has written, under its own lease. Takes one read.
+        """Return whether the node's key is what the node has written, under its own lease, as far as is known.
+
+        It takes one read. If etcd does not answer soon, nothing is known.
 
         Args:
             session: the node's lease; None if it has none.
             node: what the node publishes about itself.
-            deadline: until when to try.
+            deadline: until when to try at most.
 
         Raises:
-            RendezvousConnectionError: etcd could not be reached in time.
             RendezvousStateError: ``ctl/coordinator`` names a node that has no key.
         """
         self._pause = min(2 * self._pause, self._longest)
@@ -87,8 +89,13 @@ class Verifier:
         reads = [get_op(key), get_op(self._keys.coordinator)]
         if coordinator is not None:
             reads.append(get_op(self._keys.node(coordinator.node_id)))
-        answer = await self._client.txn([], reads, deadline=deadline)
-        self.due = self._clock() + self._pause
+        try:
+            answer = await self._client.txn([], reads, deadline=min(deadline, self._clock() + _CHECK_TIMEOUT))
+        except RendezvousConnectionError as exc:
+            logger.debug("node %s cannot check what it relies on: %s", node.name, exc)
+            return True
+        finally:
+            self.due = self._clock() + self._pause
         own, current, *rest = (response.response_range.kvs for response in answer.responses)
         # A coordinator writes both keys in one transaction, under one lease, or has written its node's key before.
         if coordinator is not None and current and current[0].lease == coordinator.node_id and not rest[0]:

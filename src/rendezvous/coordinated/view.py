@@ -74,6 +74,7 @@ class View:
         self.run_lease = 0
         self.coordinator: CurrentCoordinator | None = None
         self.bootstrap: Bootstrap | None = None
+        self.bootstrap_created = 0
         self.closed: Closed | None = None
         self.closed_lease = 0
         self.synced = False
@@ -119,7 +120,7 @@ class View:
         self._present.clear()
         self._errors.clear()
         self.record = self.coordinator = self.bootstrap = None
-        self.record_revision = self.run_lease = self.closed_lease = 0
+        self.record_revision = self.run_lease = self.bootstrap_created = self.closed_lease = 0
         self.synced = False
 
     def read(self, found: Iterable[KeyValue], revision: int, known: Known) -> None:
@@ -184,7 +185,7 @@ class View:
             self._errors[key] = exc
 
     def _set_bootstrap(self, kv: KeyValue | None) -> None:
-        self.bootstrap = None
+        self.bootstrap, self.bootstrap_created = None, 0 if kv is None else kv.create_revision
         try:
             self.bootstrap = None if kv is None else Bootstrap.decode(kv.key, kv.value)
         except RendezvousStateError as exc:
