@@ -253,6 +253,7 @@ def _node_unit_ignored(patch: Patch) -> None:
         return most if most >= limits.min_nodes else 0
 
     patch.setattr(rules, "usable", usable)
+    patch.setattr(candidates, "usable", usable)
 
 
 @mutant("preference")

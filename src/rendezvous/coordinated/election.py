@@ -102,9 +102,11 @@ class Election:
                 self._term.coordinator.close()
             elif view.record_lost:
                 self._term.coordinator.notice_loss(view.record_lost)
-        if lease is None or view.closed is not None:
+        if session is None or lease is None or view.closed is not None:
             return
         if self._may_write():
+            if not session.key_revision:
+                return  # the transaction that writes the node's key is a campaign too; no coordinator is without a key
             idle = self._campaign is None or self._campaign.done()
             if view.synced and idle:
                 self._campaign = asyncio.get_running_loop().create_task(self._run_campaign())
@@ -152,7 +154,7 @@ class Election:
         while True:
             await asyncio.sleep(self._delay())
             session = self._session()
-            if not self._may_write() or self._view.closed is not None or session is None:
+            if not self._may_write() or self._view.closed is not None or session is None or not session.key_revision:
                 return
             operation = campaign_op(self._keys, session.lease, self._random, self._view.coordinator_revision)
             known = self._view.known()
