@@ -34,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail if an etcd release that 'make etcd' builds is missing",
     )
 
+    parser.addoption(
+        "--after-make-test",
+        action="store_true",
+        help="leave out the tests of the v2 API if this is the etcd on which 'make test' runs them",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--require-etcds") and etcds.missing():
@@ -86,8 +92,8 @@ def CompiledState() -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # On a release without the v2 API, tests of that API are left out by name, not skipped.
-    if etcds.without_v2():
+    # Where they cannot run, or need not run again, the tests of the v2 API are left out by name, not skipped.
+    if etcds.without_v2() or (config.getoption("--after-make-test") and etcds.v2_by_default()):
         left_out = [item for item in items if _needs_v2(item)]
         items[:] = [item for item in items if not _needs_v2(item)]
         config.hook.pytest_deselected(items=left_out)

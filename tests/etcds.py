@@ -48,6 +48,11 @@ def found() -> list[Binary]:
     """Return the binaries that the tests may use, oldest first."""
     if os.environ.get(BINARY_VARIABLE):
         return [_binary(find_etcd())]
+    return _everywhere()
+
+
+def _everywhere() -> list[Binary]:
+    """Return the binaries that are there if none is named, oldest first."""
     paths = [str(path) for path in BUILT.glob("*/etcd")]
     try:
         paths.append(find_etcd())
@@ -74,6 +79,14 @@ def newest_with_v2() -> str:
 def without_v2() -> bool:
     """Return whether the tests run on a named release that does not serve the v2 API."""
     return bool(os.environ.get(BINARY_VARIABLE)) and not any(binary.serves_v2 for binary in found())
+
+
+def v2_by_default() -> bool:
+    """Return whether the tests run on a named binary, on which those of the v2 API run too if none is named."""
+    if not os.environ.get(BINARY_VARIABLE):
+        return False
+    with_v2 = [binary for binary in _everywhere() if binary.serves_v2]
+    return bool(with_v2) and os.path.samefile(with_v2[-1].path, found()[0].path)
 
 
 def missing() -> list[str]:

@@ -25,7 +25,7 @@ def rendezvous(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.usefixtures("etcd")
+@pytest.mark.usefixtures("etcd3")
 def test_the_demo_prints_what_happened():
     result = rendezvous("demo", "--nodes", "9")
     assert (result.returncode, result.stderr) == (0, "")
@@ -40,8 +40,8 @@ def test_the_demo_prints_what_happened():
     ]
 
 
-def test_the_demo_as_json_on_a_given_etcd(etcd):
-    result = rendezvous("demo", "--nodes", "2", "--endpoint", etcd.get_endpoint(), "--json")
+def test_the_demo_as_json_on_a_given_etcd(etcd3):
+    result = rendezvous("demo", "--nodes", "2", "--endpoint", etcd3.get_endpoint(), "--json")
     assert (result.returncode, result.stderr) == (0, "")
     report = json.loads(result.stdout)
     assert report["killed"] == ["node-1"]
@@ -49,15 +49,15 @@ def test_the_demo_as_json_on_a_given_etcd(etcd):
     assert all(0 < row["seconds"] < 60 for row in report["rounds"])
 
 
-def test_the_demo_names_the_nodes_that_were_killed(etcd):
-    result = rendezvous("demo", "--nodes", "16", "--endpoint", etcd.get_endpoint())
+def test_the_demo_names_the_nodes_that_were_killed(etcd3):
+    result = rendezvous("demo", "--nodes", "16", "--endpoint", etcd3.get_endpoint())
     assert (result.returncode, result.stderr) == (0, "")
     assert "2 of the 16 nodes were killed (node-14 to node-15)." in " ".join(result.stdout.split())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
-def test_the_demo_ends_at_ctrl_c_without_a_traceback(etcd):
-    command = [sys.executable, "-m", "rendezvous", "demo", "--nodes", "8", "--endpoint", etcd.get_endpoint()]
+def test_the_demo_ends_at_ctrl_c_without_a_traceback(etcd3):
+    command = [sys.executable, "-m", "rendezvous", "demo", "--nodes", "8", "--endpoint", etcd3.get_endpoint()]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:

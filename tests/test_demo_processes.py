@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,14 +18,19 @@ from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.connect import connect
 from tests.nodes import BOUND
 
-pytestmark = pytest.mark.usefixtures("etcd")  # skips, or fails, if there is no binary
+pytestmark = pytest.mark.usefixtures("v3_binary")  # skips, or fails, if there is no binary
 
 # The supervisor of etcd, etcd itself, what multiprocessing starts, and two groups of nodes.
 DESCENDANTS = 5
 
 
 def alive(processes):
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the two calls
+            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    return found
 
 
 def wait_until(condition, seconds):

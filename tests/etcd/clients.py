@@ -20,7 +20,10 @@ from tests.etcd.clusters import BOUND
 
 
 def on_a_loop(test):
-    """Run the test on the background loop, within a bound. It fails if asyncio reports unhandled errors."""
+    """Run the test, or a part of one, on the background loop, within a bound.
+
+    It fails if asyncio reports unhandled errors.
+    """
 
     @functools.wraps(test)
     def run(*args, **kwargs):
@@ -30,13 +33,14 @@ def on_a_loop(test):
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: complaints.append(context))
             try:
-                await asyncio.wait_for(test(*args, **kwargs), 2 * BOUND)
+                return await asyncio.wait_for(test(*args, **kwargs), 2 * BOUND)
             finally:
                 gc.collect()
                 loop.set_exception_handler(None)
 
-        background.run(main())
+        result = background.run(main())
         assert not complaints
+        return result
 
     return run
 

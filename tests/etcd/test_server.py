@@ -11,10 +11,28 @@ import urllib.request
 import psutil
 import pytest
 
-from rendezvous.etcd.server import EtcdServer, etcd_version, find_etcd
+from rendezvous.etcd.server import BINARY_VARIABLE, EtcdServer, etcd_version, find_etcd
 from rendezvous.utils import parse_rendezvous_endpoint
+from tests.etcd.clients import connected, on_a_loop, within
 
-pytestmark = pytest.mark.usefixtures("etcd")  # skips, or fails, if there is no binary
+
+@pytest.fixture(autouse=True)
+def binary_of_the_tests(v3_binary, monkeypatch):
+    """Start the etcd on which the tests of the v3 API run, if a test names no other."""
+    monkeypatch.setenv(BINARY_VARIABLE, v3_binary)
+
+
+@on_a_loop
+async def write(server, value):
+    async with connected(server.get_port()) as client:
+        await client.put(b"/key", value)
+
+
+@on_a_loop
+async def read(server):
+    async with connected(server.get_port()) as client:
+        found, _ = await client.range(b"/key", b"", within())
+        return [each.value for each in found]
 
 
 def test_start_and_stop():
@@ -26,9 +44,8 @@ def test_start_and_stop():
     try:
         assert server.get_host() == "localhost"
         assert parse_rendezvous_endpoint(server.get_endpoint(), 0) == ("localhost", server.get_port())
-        client = server.get_client()
-        client.write("/key", "value")
-        assert client.read("/key").value == "value"
+        write(server, b"value")
+        assert read(server) == [b"value"]
         with pytest.raises(RuntimeError, match="runs already"):
             server.start()
     finally:
@@ -36,6 +53,13 @@ def test_start_and_stop():
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://{server.get_endpoint()}/health")
     server.stop()
+
+
+def test_the_client_of_the_v2_api(v2_binary):
+    with EtcdServer(etcd_binary_path=v2_binary) as server:
+        client = server.get_client()
+        client.write("/key", "value")
+        assert client.read("/key").value == "value"
 
 
 def test_it_can_start_again():
@@ -51,13 +75,10 @@ def test_two_at_a_time():
 
 
 def test_a_folder_of_the_caller_s_is_kept_and_used_again(tmp_path):
-    for expected in (None, "value"):
+    for expected in ([], [b"value"]):
         with EtcdServer(data_dir=str(tmp_path / "data")) as server:
-            client = server.get_client()
-            if expected is None:
-                client.write("/key", "value")
-            else:
-                assert client.read("/key").value == expected
+            assert read(server) == expected
+            write(server, b"value")
     assert (tmp_path / "data").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Eight scripted scenarios of the protocol, and their transcripts.
+"""Nine scripted scenarios of the protocol, and their transcripts.
 
 A script starts nodes, injects faults, and waits for conditions. The lines of a transcript come from what is written to
 etcd, and from what the calls of the nodes return or raise. The invariants are checked as in the other runs.
@@ -21,6 +21,7 @@ from rendezvous.etcd.v3.calls import Call
 from tests.simulation.network import Conditions
 from tests.simulation.network_faults import cut, reconnect
 from tests.simulation.run import quiet
+from tests.simulation.snapshots import restore, take_snapshot
 from tests.simulation.virtual import make_loop, run
 from tests.simulation.world import TTL, Node, World
 
@@ -264,3 +265,21 @@ async def _close(world: World) -> None:
     await _start(world, 3)
     await _until(world, lambda: _node(world, 3).ended)
     assert _node(world, 0).member.is_closed()
+
+
+@_scenario(Limits(2, 3, last_call=2.0))
+async def _restored_etcd(world: World) -> None:
+    """etcd is restored from a snapshot that was taken in an earlier round, and other programs have written so much
+    since then that the revision does not show it. Each node sees it in the keys that it reads when its watch continues,
+    gives up its lease, and joins again. The next round has a higher number than all rounds that a node was in.
+    """
+    await _form(world, 0, 1, 2)
+    world.note("operator", "takes a snapshot of etcd")
+    snapshot = take_snapshot(world)
+    await _pause(2.0)
+    world.kill(_node(world, 2))
+    await _until(world, _in_round(world, 1, 0, 1))
+    await _pause(2.0)
+    world.note("operator", "restores etcd from the snapshot")
+    restore(world, snapshot, new_cluster_id=False, pushed=True)
+    await _until(world, _in_round(world, 2, 0, 1))
