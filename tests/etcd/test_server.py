@@ -131,7 +131,8 @@ def test_the_end_of_the_process_ends_it_and_its_data(tmp_path, end):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_a_signal_that_ends_the_process_ends_it_and_its_data(tmp_path, number):
     with owner(
-        tmp_path, f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; {WAIT}"
+        tmp_path,
+        f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)]; {WAIT}",
     ) as (process, pid):
         os.kill(process.pid, number)
         process.wait(timeout=30)
