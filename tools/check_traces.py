@@ -35,7 +35,6 @@ MUTANTS = {
     "newer round record overwritten": range(60),
     "next round opens early": range(20),
     "leaving is claimed in the round": range(20),
-    "last call not cancelled": range(200),
     "node unit ignored": range(60),
 }
 """The mutants that traces must show, and the seeds of which one does."""
