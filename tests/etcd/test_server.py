@@ -132,7 +132,7 @@ def test_the_end_of_the_process_ends_it_and_its_data(tmp_path, end):
 def test_a_signal_that_ends_the_process_ends_it_and_its_data(tmp_path, number):
     with owner(
         tmp_path,
-        f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)]; {WAIT}",
+        f"import signal as s; [s.signal(n, s.SIG_DFL) for n in (s.SIGINT, s.SIGHUP, s.SIGQUIT)]; {WAIT}",
     ) as (process, pid):
         os.kill(process.pid, number)
         process.wait(timeout=30)

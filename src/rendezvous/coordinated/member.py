@@ -226,6 +226,7 @@ class Member:
                 continue  # etcd was restored meanwhile
             try:
                 await enter(self._client, self._keys, session, self._node, self._view, self._random, deadline)
+                self._election.update()  # it may have waited for the node's key
                 return
             except EtcdError as exc:
                 logger.info("%s: joining again with a new lease", exc)
