@@ -157,7 +157,7 @@ fuzz: asan
 	mkdir -p $(dir $(FUZZ_SYMBOLS))
 	$(CC) -shared -fPIC -O1 -o $(FUZZ_SYMBOLS) tests/fuzz/libfuzzer_symbols.c \
 	  -DLIBFUZZER="\"$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("atheris.core_with_libfuzzer").origin)')\""
-	LD_PRELOAD="$(FUZZ_SYMBOLS) $$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=$(FUZZ_OPTIONS):max_allocation_size_mb=128 \
+	LD_PRELOAD="$(FUZZ_SYMBOLS) $$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=$(FUZZ_OPTIONS):max_allocation_size_mb=128 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN)/lib \
 	  $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --lanes $(FUZZ_LANES)
 

@@ -13,6 +13,7 @@ from rendezvous.coordinated import candidates, rules
 from rendezvous.coordinated.agreement import Agreement, published
 from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.records import Bootstrap, Closed, CoordinatorRecord, Keys, NodeRecord, RoundRecord
+from rendezvous.coordinated.rules import LastCall
 from rendezvous.coordinated.table import Table
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.operations import DELETE, PUT, Event, KeyValue
@@ -191,8 +192,8 @@ def _check_table(table: Table, members: dict[int, str], limits: rules.Limits) ->
     assert counts == (True, present, returned, lost, newcomers, False), counts
     assert table.lost() == [name for number, name in members.items() if number not in nodes]
     assert table.highest >= max((node.record.last_round for node in nodes.values()), default=-1)
-    for left in (None, 0.0, 1.0):
-        check_message(rules.coordinate(counts, limits, left).reason)
+    for last_call in (None, LastCall(0, 0), LastCall(30, 30)):
+        check_message(rules.coordinate(counts, limits, last_call).reason)
     assert rules.waiting(counts, limits) >= 0
     assert rules.spares(counts, limits) >= 0
     chosen = candidates.choose(nodes.values(), table.number, limits)
