@@ -23,8 +23,8 @@ class LastCallTimer:
         self._confirmed = -1  # how many had joined when etcd confirmed that it has no other
 
     def begin(self) -> None:
-        """Begin the last call now."""
-        self.began = asyncio.get_running_loop().time()
+        """Begin the last call now. What etcd confirmed in an earlier one does not count."""
+        self.began, self._confirmed = asyncio.get_running_loop().time(), -1
 
     def end(self) -> None:
         """End the last call."""
