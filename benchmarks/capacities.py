@@ -36,10 +36,11 @@ from rendezvous.coordinated import rules
 from rendezvous.coordinated.agreement import Agreement, published
 from rendezvous.coordinated.candidates import Candidate, choose
 from rendezvous.coordinated.coordinator import Coordinator
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, CoordinatorRecord, Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.view import CurrentCoordinator, View
 from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v3.calls import Call

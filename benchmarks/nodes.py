@@ -18,9 +18,10 @@ from typing import Any
 from benchmarks.processes import LATE, PROCESSES
 from rendezvous.bench.checks import Failed, explain
 from rendezvous.bench.contenders import PORT, Job, make_handler
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.utils import parse_rendezvous_endpoint
 

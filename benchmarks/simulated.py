@@ -20,9 +20,10 @@ from benchmarks.processes import PROCESSES
 from benchmarks.queueing import Cores, Station
 from rendezvous.bench.checks import Failed
 from rendezvous.bench.contenders import PORT
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Assignment, Limits, publish_interval
+from rendezvous.coordinated.settings import Settings
 from tests.simulation.etcd import Etcd
 from tests.simulation.virtual import LargeLoop
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import Keys
 from rendezvous.coordinated.records import NodeRecord as Node
 from rendezvous.coordinated.rules import Assignment, Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.connection import GrpcEtcdClient
 from rendezvous.etcd.v3.operations import prefix_end

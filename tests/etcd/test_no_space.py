@@ -10,10 +10,11 @@ import pytest
 
 from benchmarks.etcd_cluster import send
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from tests.etcd.clients import Spy, compact, on_a_loop, until

@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.etcd_cluster import send
 from rendezvous.api import RendezvousClosedError, RendezvousConnectionError, RendezvousParameters
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Assignment, Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.store import AsyncEtcdStore
 from rendezvous.dynamic.backend_v3 import create_backend
 from rendezvous.etcd.v3.connection import GrpcEtcdClient

@@ -8,10 +8,11 @@ import random
 from typing import Any
 
 from rendezvous.api import RendezvousError
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.messages import rpc_pb2

@@ -9,7 +9,8 @@ import grpc
 from rendezvous import config
 from rendezvous.api import RendezvousParameters, RendezvousStateError
 from rendezvous.config.setting import unprintable
-from rendezvous.coordinated.records import Keys, NodeRecord, printable
+from rendezvous.coordinated.decoding import printable
+from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits, RankPolicy
 from rendezvous.coordinated.store import encoding
 from rendezvous.coordinated.store.idempotency import IdempotencyKey

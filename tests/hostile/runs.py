@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Bootstrap, Keys, NodeRecord, RoundRecord
 from rendezvous.coordinated.rules import Assignment, Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import delete_op, put_op

@@ -13,9 +13,10 @@ import pytest
 
 from rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
 from rendezvous.coordinated.lifecycle import IllegalTransitionError, Lifecycle, State
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import Keys, NodeRecord, Phase, RoundRecord
 from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.client import WatchSpec
 from rendezvous.etcd.v3.errors import UnavailableError

@@ -7,9 +7,10 @@ import random
 
 import pytest
 
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Limits
+from rendezvous.coordinated.settings import Settings
 from tests.simulation.etcd import Etcd
 from tests.simulation.network import Conditions, Link
 from tests.simulation.virtual import run

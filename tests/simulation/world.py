@@ -14,10 +14,11 @@ from rendezvous.api import (
     RendezvousStateError,
     RendezvousTimeoutError,
 )
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.options import Options
 from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.rules import Assignment, Limits
+from rendezvous.coordinated.settings import Settings
 from rendezvous.etcd.v3.calls import Call
 from rendezvous.etcd.v3.messages import rpc_pb2
 from rendezvous.etcd.v3.operations import Operation, delete_op, put_op

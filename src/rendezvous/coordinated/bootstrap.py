@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 from rendezvous.coordinated import rules
-from rendezvous.coordinated.records import Bootstrap, Keys, printable
+from rendezvous.coordinated.decoding import printable
+from rendezvous.coordinated.records import Bootstrap, Keys
 from rendezvous.coordinated.rules import Assignment
 from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient

@@ -18,10 +18,11 @@ from rendezvous._core import Roster
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
 from rendezvous.coordinated import candidates, roster, rules
 from rendezvous.coordinated.agreement import Agreement
+from rendezvous.coordinated.decoding import printable
 from rendezvous.coordinated.last_call import LastCallTimer
 from rendezvous.coordinated.nodes import NodeWatch
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import MAX_ROUND, Keys, Phase, RoundRecord, new_id, printable
+from rendezvous.coordinated.records import MAX_ROUND, Keys, Phase, RoundRecord, new_id
 from rendezvous.coordinated.retry import Retry, wait
 from rendezvous.coordinated.rules import Counts, Move
 from rendezvous.coordinated.table import Table
@@ -37,9 +38,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_ERROR = 500  # characters of an error in the round record
 _MIN_RETRY_DELAY = 0.1  # seconds, after an error that is expected to be gone at once
-_MIN_WAIT = (
-    0.001  # seconds, so that a difference of two times that was rounded down does not make a loop without a pause
-)
+# Seconds, so that a difference of two times that was rounded down does not make a loop without a pause.
+_MIN_WAIT = 0.001
 
 
 class Coordinator:
@@ -193,9 +193,11 @@ class Coordinator:
         """
         logger.warning("the record of round %d is lost; it is written again", record.round)
         members, lease = self._table.members, self._writer.run_lease
-        shards = Roster(list(members)).encode(record.shards)
-        writes = roster.put_ops(self._keys, record.round, record.attempt, shards, list(members.values()), lease)
-        parts = [] if record.error else list(batches(writes, self._options.operations))
+        writes: list[Operation] = []
+        if not record.error:
+            shards = Roster(list(members)).encode(record.shards)
+            writes = roster.put_ops(self._keys, record.round, record.attempt, shards, list(members.values()), lease)
+        parts = list(batches(writes, self._options.operations))
         await self._writer.write(*parts)
         await self._put_record(record, after=parts)
         self._table.complete(record.round, members)

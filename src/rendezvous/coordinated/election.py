@@ -102,7 +102,7 @@ class Election:
                 self._term.coordinator.close()
             elif view.record_lost:
                 self._term.coordinator.notice_loss(view.record_lost)
-        if session is None or lease is None or view.closed is not None:
+        if session is None or view.closed is not None:
             return
         if self._may_write():
             if not session.key_revision:

@@ -22,9 +22,10 @@ from rendezvous.api import (
     RendezvousStoreInfo,
 )
 from rendezvous.config import Backend
-from rendezvous.coordinated.member import Member, Settings
+from rendezvous.coordinated.member import Member
 from rendezvous.coordinated.records import Keys, NodeRecord, run_keys
 from rendezvous.coordinated.rules import Limits, RankPolicy
+from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.store import EtcdStore
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.client import EtcdClient

@@ -41,7 +41,7 @@ from rendezvous.coordinated.view import View
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 
-__all__ = ["Member", "Settings"]
+__all__ = ["Member"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from rendezvous.api import RendezvousStateError
 from rendezvous.coordinated.agreement import Agreement
 from rendezvous.coordinated.candidates import Candidate
-from rendezvous.coordinated.records import Keys, NodeRecord, printable
+from rendezvous.coordinated.decoding import printable
+from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.table import Table
 from rendezvous.etcd.v3.client import EtcdClient, Watch
 from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue, prefix_end

@@ -52,7 +52,6 @@ __all__ = [
     "Phase",
     "RoundRecord",
     "new_id",
-    "printable",
     "run_keys",
 ]
 
@@ -72,9 +71,8 @@ _Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
 _Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
 _Nodes = Annotated[int, Meta(ge=0, le=MAX_NODES)]
 _Text = Annotated[str, Meta(max_length=1024)]
-_Address = Annotated[
-    str, Meta(max_length=1024, pattern=r"\A[^\x00-\x20\x7f-\x9f]+\Z")
-]  # no spaces or control characters
+# No spaces or control characters.
+_Address = Annotated[str, Meta(max_length=1024, pattern=r"\A[^\x00-\x20\x7f-\x9f]+\Z")]
 NodeName = Annotated[str, Meta(max_length=2048)]  # an address and two numbers
 _Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 _OptionalId = Annotated[str, Meta(pattern=r"\A([0-9a-f]{16})?\Z")]

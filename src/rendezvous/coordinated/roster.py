@@ -12,8 +12,9 @@ import msgspec
 
 from rendezvous._core import Roster
 from rendezvous.api import RendezvousStateError
+from rendezvous.coordinated.decoding import printable
 from rendezvous.coordinated.options import Options
-from rendezvous.coordinated.records import Keys, NodeName, RoundRecord, printable
+from rendezvous.coordinated.records import Keys, NodeName, RoundRecord
 from rendezvous.etcd.v3.client import EtcdClient
 from rendezvous.etcd.v3.errors import EtcdError
 from rendezvous.etcd.v3.operations import KeyValue, Operation, prefix_end, put_op

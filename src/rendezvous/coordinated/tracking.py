@@ -12,7 +12,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from rendezvous.api import RendezvousConnectionError
-from rendezvous.coordinated.records import Keys, printable
+from rendezvous.coordinated.decoding import printable
+from rendezvous.coordinated.records import Keys
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.view import View, older_key
 from rendezvous.etcd.v3.client import EtcdClient, Watch

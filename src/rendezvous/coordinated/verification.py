@@ -10,7 +10,8 @@ import asyncio
 import logging
 
 from rendezvous.api import RendezvousConnectionError, RendezvousStateError
-from rendezvous.coordinated.records import Keys, NodeRecord, printable
+from rendezvous.coordinated.decoding import printable
+from rendezvous.coordinated.records import Keys, NodeRecord
 from rendezvous.coordinated.session import Session
 from rendezvous.coordinated.settings import Settings
 from rendezvous.coordinated.view import View

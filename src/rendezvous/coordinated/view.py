@@ -8,14 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from rendezvous.api import RendezvousStateError
-from rendezvous.coordinated.records import (
-    Bootstrap,
-    Closed,
-    CoordinatorRecord,
-    Keys,
-    RoundRecord,
-    printable,
-)
+from rendezvous.coordinated.decoding import printable
+from rendezvous.coordinated.records import Bootstrap, Closed, CoordinatorRecord, Keys, RoundRecord
 from rendezvous.etcd.v3.operations import DELETE, Event, KeyValue
 
 __all__ = ["CurrentCoordinator", "Known", "View", "older_key"]

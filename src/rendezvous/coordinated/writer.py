@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Raw
 
-from rendezvous.coordinated.records import Closed, Keys, RoundRecord, printable
+from rendezvous.coordinated.decoding import printable
+from rendezvous.coordinated.records import Closed, Keys, RoundRecord
 from rendezvous.coordinated.versions import unknown_fields, with_fields
 from rendezvous.coordinated.view import CurrentCoordinator, older_key
 from rendezvous.etcd.v3.client import EtcdClient

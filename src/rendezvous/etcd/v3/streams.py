@@ -118,12 +118,13 @@ class Stream(ABC, Generic[_Request, _Answer]):
                 finally:
                     call.cancel()
             except EtcdError as exc:
-                if self._task is task:
-                    self._fail(exc)
+                error = exc
             except Exception as exc:
                 # Whatever it is, those who depend on the stream must not lose it for good.
                 logger.exception("the stream of %s to etcd at %s failed; trying again", self.PURPOSE, endpoint.target)
-                self._fail(EtcdError(f"{type(exc).__name__}: {exc}", endpoint.target, retryable=True))
+                error = EtcdError(f"{type(exc).__name__}: {exc}", endpoint.target, retryable=True)
+            if self._task is task:
+                self._fail(error)
             await asyncio.sleep(random.uniform(0.02, min(2.0, 0.05 * 2 ** min(self._failures, 6))))
 
     def _fail(self, error: EtcdError) -> None:

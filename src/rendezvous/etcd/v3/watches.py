@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from rendezvous.api import RendezvousConnectionError
 from rendezvous.etcd.v3.client import Watch, WatchSpec
@@ -131,11 +132,7 @@ class Watches(Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]):
             watch.revision = max(watch.revision, answer.header.revision + 1)
         else:
             watch.revision = answer.events[-1].kv.mod_revision + 1
-            try:
-                watch.spec.receive(answer.events)
-            except Exception:
-                # An error in one callback must not end the other watches.
-                logger.exception("a change under '%s' could not be processed", watch.spec.name)
+            _call(partial(watch.spec.receive, answer.events), watch, "a change under '%s' could not be processed")
 
     def _started(self, answer: rpc_pb2.WatchResponse, watch: _StreamWatch | None) -> None:
         if watch not in self._watches or watch is None:
