@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rendezvous.api import RendezvousParameters
@@ -60,6 +61,22 @@ class Job:
     def stop(self) -> None:
         for handler in self.handlers:
             background.run(handler._member.leave(2))
+
+
+MakeJob = Callable[..., Job]
+
+
+def jobs(endpoint: str, run_id: str) -> Iterator[MakeJob]:
+    """Yield a function that makes jobs; stop them afterwards. For a fixture."""
+    made: list[Job] = []
+
+    def make(least: int, most: int, **options: object) -> Job:
+        made.append(Job(endpoint, run_id, least, most, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
 
 
 def kill(handler: CoordinatedRendezvousHandler) -> None:

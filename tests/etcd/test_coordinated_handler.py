@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -28,25 +28,15 @@ from rendezvous.etcd.server import EtcdServer
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.operations import put_op
-from tests.etcd.coordinated_job import TTL, Job, kill
+from tests.etcd.coordinated_job import TTL, Job, MakeJob, jobs, kill
 from tests.nodes import BOUND, eventually, join, join_all
 
 pytestmark = pytest.mark.both_twins
 
-MakeJob = Callable[..., Job]
-
 
 @pytest.fixture
 def job(etcd3, run_id) -> Iterator[MakeJob]:
-    jobs: list[Job] = []
-
-    def make(least: int, most: int, **options: object) -> Job:
-        jobs.append(Job(etcd3.get_endpoint(), run_id, least, most, **options))
-        return jobs[-1]
-
-    yield make
-    for each in jobs:
-        each.stop()
+    yield from jobs(etcd3.get_endpoint(), run_id)
 
 
 def test_nodes_meet_agree_and_share_a_store(job):

@@ -15,11 +15,9 @@ from rendezvous.dynamic.handler import create_handler
 from rendezvous.etcd.v3 import background
 from rendezvous.etcd.v3.connect import connect
 from rendezvous.etcd.v3.operations import put_op
-from tests.etcd.coordinated_job import Job
+from tests.etcd.coordinated_job import Job, MakeJob, jobs
 from tests.hostile.matrix import SOME_ID, Cell, cells, content
 from tests.nodes import BOUND, eventually, join
-
-MakeJob = Callable[..., Job]
 
 # Of each key, one content at each of two moments. The simulation has all.
 CELLS = [
@@ -31,15 +29,7 @@ CELLS = [
 
 @pytest.fixture
 def job(etcd3, run_id) -> Iterator[MakeJob]:
-    jobs: list[Job] = []
-
-    def make(least: int, most: int, **options: object) -> Job:
-        jobs.append(Job(etcd3.get_endpoint(), run_id, least, most, **options))
-        return jobs[-1]
-
-    yield make
-    for each in jobs:
-        each.stop()
+    yield from jobs(etcd3.get_endpoint(), run_id)
 
 
 def write(params: RendezvousParameters, key: bytes, value: Callable[[int], bytes], bound: bool) -> None:
