@@ -14,9 +14,6 @@ from typing import Any
 
 __all__ = ["History", "ended", "lost_leases", "wrong_worlds"]
 
-_LATE = 5.0
-"""Seconds within which a node that was suspended learns that its lease has ended."""
-
 
 @dataclass
 class History:
@@ -38,11 +35,6 @@ class History:
 
     def is_frozen(self, time: float) -> bool:
         return any(begin <= time < end for begin, end in self.freezes)
-
-    def may_be_gone(self, time: float) -> bool:
-        """Return whether the node was killed or suspended. After a suspension it learns late that it was lost."""
-        killed = self.killed is not None and self.killed <= time
-        return killed or any(begin <= time < end + _LATE for begin, end in self.freezes)
 
     @property
     def healthy_until(self) -> float:
