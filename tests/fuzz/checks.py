@@ -43,7 +43,8 @@ def same(outcomes: list[Any], what: str) -> Any:
 
 def refusal(value: Any) -> str | None:
     """Return the message if an outcome is a RendezvousStateError, checked; else None."""
-    if isinstance(value, tuple) and value and value[0] is RendezvousStateError:
+    failed = isinstance(value, tuple) and value and isinstance(value[0], type)
+    if failed and issubclass(value[0], RendezvousStateError):
         check_message(value[1])
         return str(value[1])
     return None
